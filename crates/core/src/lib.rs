@@ -1,0 +1,40 @@
+//! Floret's vocabulary: the types that every other crate speaks, and the pure rules on them.
+//!
+//! Nothing here does I/O, reads a clock or asks the operating system for randomness.
+//!
+//! # Layout
+//!
+//! - [`id`], [`time`]: names and digests, time as a value
+//! - [`seed`]: reproducible draws
+//! - [`model_config`], [`lora`], [`layout`]: what an adapter of a base model looks like
+//! - [`adapter`], [`peft`]: the adapter itself, and its PEFT files as bytes
+//! - [`base`]: digests of a base model's files
+//! - [`plan`]: what a device is asked to do
+//! - [`payload`], [`update`]: what a device sends back
+//! - [`config_file`]: TOML files whose unknown keys are refused
+
+pub mod adapter;
+pub mod base;
+pub mod config_file;
+pub mod id;
+pub mod layout;
+pub mod lora;
+pub mod model_config;
+pub mod payload;
+pub mod peft;
+pub mod plan;
+pub mod seed;
+pub mod tensor_bytes;
+pub mod time;
+pub mod update;
+
+pub use adapter::Adapter;
+pub use id::{ClientId, Digest, Round, RunId, Version};
+pub use layout::Layout;
+pub use lora::LoraConfig;
+pub use model_config::ModelConfig;
+pub use payload::Payload;
+pub use plan::Plan;
+pub use seed::Seed;
+pub use time::Time;
+pub use update::{ClientUpdate, Receipt};

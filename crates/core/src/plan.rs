@@ -1,0 +1,173 @@
+//! What the server asks of a device in one round.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::BaseDigests;
+use crate::id::{Digest, Round, RunId, Version};
+use crate::lora::LoraConfig;
+use crate::payload::Compression;
+use crate::seed::Seed;
+
+/// One client's work in one round.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The run.
+    pub run: RunId,
+    /// The round; a report names it.
+    pub round: Round,
+    /// Version of the adapter to start from.
+    pub version: Version,
+    /// Digest of that adapter's bytes.
+    pub adapter_digest: Digest,
+    /// Digest of the adapter's layout.
+    pub layout_digest: Digest,
+    /// Digests of the base model and tokenizer.
+    pub base: BaseDigests,
+    /// LoRA settings.
+    pub lora: LoraConfig,
+    /// How to train.
+    pub training: TrainingConfig,
+    /// How to encode the delta.
+    pub compression: Compression,
+    /// L2 norm to which the server clips the decoded delta.
+    pub clip_norm: f32,
+    /// Root of this client's draws in this round; never the run's.
+    pub seed: Seed,
+    /// How long from now the report is waited for.
+    pub report_within: Duration,
+}
+
+/// Local training: AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) on the LoRA factors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingConfig {
+    /// Optimizer steps at most; fewer if the device has fewer tokens (one pass over its data).
+    pub max_steps: u32,
+    /// Sequences per micro-batch.
+    pub batch_size: u32,
+    /// Tokens per sequence.
+    pub sequence_length: u32,
+    /// Micro-batches per optimizer step.
+    pub accumulation: u32,
+    /// Learning rate.
+    pub learning_rate: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// Global L2 norm to which each step's gradient is clipped; 0 for no clipping.
+    pub max_grad_norm: f32,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self {
+            max_steps: 10,
+            batch_size: 8,
+            sequence_length: 128,
+            accumulation: 1,
+            learning_rate: 3e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+        }
+    }
+}
+
+/// A training setting that is out of range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("training {field} is {value}: use {accepted}")]
+pub struct InvalidTraining {
+    field: &'static str,
+    value: f64,
+    accepted: &'static str,
+}
+
+impl TrainingConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the field that is out of range.
+    pub fn validate(&self) -> Result<(), InvalidTraining> {
+        let counts = [
+            ("max_steps", self.max_steps, 1_000_000),
+            ("batch_size", self.batch_size, 65_536),
+            ("sequence_length", self.sequence_length, 1 << 20),
+            ("accumulation", self.accumulation, 65_536),
+        ];
+        for (field, value, limit) in counts {
+            let least = if field == "sequence_length" { 2 } else { 1 };
+            if !(least..=limit).contains(&value) {
+                let accepted = "a whole number from 1 (sequence_length: 2) to its limit";
+                return Err(InvalidTraining { field, value: value.into(), accepted });
+            }
+        }
+        type Check = (&'static str, f32, fn(f32) -> bool, &'static str);
+        let numbers: [Check; 6] = [
+            ("learning_rate", self.learning_rate, |x| x > 0.0 && x <= 10.0, "above 0, up to 10"),
+            ("beta1", self.beta1, |x| (0.0..1.0).contains(&x), "0 or more, below 1"),
+            ("beta2", self.beta2, |x| (0.0..1.0).contains(&x), "0 or more, below 1"),
+            ("epsilon", self.epsilon, |x| x > 0.0 && x <= 1.0, "above 0, up to 1"),
+            ("weight_decay", self.weight_decay, |x| (0.0..=10.0).contains(&x), "0 to 10"),
+            ("max_grad_norm", self.max_grad_norm, |x| x.is_finite() && x >= 0.0, "0 or more"),
+        ];
+        for (field, value, in_range, accepted) in numbers {
+            if !in_range(value) {
+                return Err(InvalidTraining { field, value: value.into(), accepted });
+            }
+        }
+        Ok(())
+    }
+
+    /// Tokens that a round trains on at most.
+    #[must_use]
+    pub fn max_tokens(&self) -> u64 {
+        [self.batch_size, self.sequence_length, self.accumulation]
+            .into_iter()
+            .fold(u64::from(self.max_steps), |product, factor| {
+                product.saturating_mul(u64::from(factor))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bad_field_is_named() {
+        let good = TrainingConfig::default;
+        good().validate().unwrap();
+        let bad = [
+            (TrainingConfig { max_steps: 0, ..good() }, "max_steps"),
+            (TrainingConfig { sequence_length: 1, ..good() }, "sequence_length"),
+            (TrainingConfig { learning_rate: f32::NAN, ..good() }, "learning_rate"),
+            (TrainingConfig { beta2: 1.0, ..good() }, "beta2"),
+            (TrainingConfig { max_grad_norm: f32::INFINITY, ..good() }, "max_grad_norm"),
+        ];
+        for (config, field) in bad {
+            assert!(config.validate().unwrap_err().to_string().contains(field));
+        }
+    }
+
+    #[test]
+    fn token_bound_does_not_wrap() {
+        assert_eq!(TrainingConfig::default().max_tokens(), 10 * 8 * 128);
+        let all = u32::MAX;
+        let huge = TrainingConfig {
+            max_steps: all,
+            batch_size: all,
+            sequence_length: all,
+            ..TrainingConfig::default()
+        };
+        assert_eq!(huge.max_tokens(), u64::MAX);
+    }
+}

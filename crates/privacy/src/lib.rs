@@ -1,0 +1,7 @@
+//! Privacy mechanisms on flat vectors.
+//!
+//! # Layout
+//!
+//! - [`clip`]: bounds what one client can change
+
+pub mod clip;

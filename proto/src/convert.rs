@@ -1,0 +1,312 @@
+//! Messages to and from core types. What comes in is checked: lengths, ranges, digests.
+
+use std::time::Duration;
+
+use floret_core::base::BaseDigests;
+use floret_core::lora::TargetModule;
+use floret_core::payload::Compression;
+use floret_core::plan::TrainingConfig;
+use floret_core::{Digest, LoraConfig, Plan, Receipt, Round, Seed, Version};
+
+use crate::v1;
+
+/// A message that breaks the contract.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the message's {field} {problem}")]
+pub struct InvalidMessage {
+    field: &'static str,
+    problem: String,
+}
+
+fn invalid(field: &'static str, problem: impl Into<String>) -> InvalidMessage {
+    InvalidMessage { field, problem: problem.into() }
+}
+
+fn digest(field: &'static str, bytes: &[u8]) -> Result<Digest, InvalidMessage> {
+    Digest::try_from(bytes).map_err(|_| invalid(field, "is no digest of 32 bytes"))
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<Compression> for v1::Compression {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::None => Self::None,
+            Compression::Int8 => Self::Int8,
+        }
+    }
+}
+
+/// The core's name of a compression, if this build knows it.
+#[must_use]
+pub fn compression(value: i32) -> Option<Compression> {
+    match v1::Compression::try_from(value) {
+        Ok(v1::Compression::None) => Some(Compression::None),
+        Ok(v1::Compression::Int8) => Some(Compression::Int8),
+        Ok(v1::Compression::Unspecified) | Err(_) => None,
+    }
+}
+
+impl From<Plan> for v1::Plan {
+    fn from(plan: Plan) -> Self {
+        let targets = plan.lora.target_modules.iter().map(|target| target.name().to_owned());
+        Self {
+            run: plan.run.to_string(),
+            round: plan.round.0,
+            version: plan.version.0,
+            adapter_digest: plan.adapter_digest.0.to_vec(),
+            layout_digest: plan.layout_digest.0.to_vec(),
+            base_digest: plan.base.base.0.to_vec(),
+            tokenizer_digest: plan.base.tokenizer.0.to_vec(),
+            lora: Some(v1::Lora {
+                rank: u32::try_from(plan.lora.rank).unwrap_or(u32::MAX),
+                alpha: plan.lora.alpha,
+                use_rslora: plan.lora.use_rslora,
+                target_modules: targets.collect(),
+            }),
+            training: Some(plan.training.into()),
+            compression: v1::Compression::from(plan.compression).into(),
+            clip_norm: plan.clip_norm,
+            seed: plan.seed.0.to_vec(),
+            report_within_ms: millis(plan.report_within),
+        }
+    }
+}
+
+impl TryFrom<v1::Plan> for Plan {
+    type Error = InvalidMessage;
+
+    fn try_from(plan: v1::Plan) -> Result<Self, InvalidMessage> {
+        let lora = plan.lora.ok_or_else(|| invalid("lora", "is missing"))?;
+        let training = plan.training.ok_or_else(|| invalid("training", "is missing"))?;
+        let seed: [u8; 32] =
+            plan.seed.try_into().map_err(|_| invalid("seed", "is not 32 bytes long"))?;
+        Ok(Self {
+            run: plan.run.parse().map_err(|_| invalid("run", "is no valid name"))?,
+            round: Round(plan.round),
+            version: Version(plan.version),
+            adapter_digest: digest("adapter_digest", &plan.adapter_digest)?,
+            layout_digest: digest("layout_digest", &plan.layout_digest)?,
+            base: BaseDigests {
+                base: digest("base_digest", &plan.base_digest)?,
+                tokenizer: digest("tokenizer_digest", &plan.tokenizer_digest)?,
+            },
+            lora: lora.try_into()?,
+            training: training.into(),
+            compression: compression(plan.compression)
+                .ok_or_else(|| invalid("compression", "is not one that this build knows"))?,
+            clip_norm: plan.clip_norm,
+            seed: Seed(seed),
+            report_within: Duration::from_millis(plan.report_within_ms),
+        })
+    }
+}
+
+impl TryFrom<v1::Lora> for LoraConfig {
+    type Error = InvalidMessage;
+
+    fn try_from(lora: v1::Lora) -> Result<Self, InvalidMessage> {
+        if lora.target_modules.len() > TargetModule::ALL.len() {
+            return Err(invalid("lora.target_modules", "names too many modules"));
+        }
+        let target = |name: &String| {
+            TargetModule::from_name(name)
+                .ok_or_else(|| invalid("lora.target_modules", "names an unknown module"))
+        };
+        let config = Self {
+            rank: lora.rank as usize,
+            alpha: lora.alpha,
+            use_rslora: lora.use_rslora,
+            target_modules: lora.target_modules.iter().map(target).collect::<Result<_, _>>()?,
+        };
+        config.validate().map_err(|error| invalid("lora", format!("is not valid: {error}")))?;
+        Ok(config)
+    }
+}
+
+impl From<TrainingConfig> for v1::Training {
+    fn from(training: TrainingConfig) -> Self {
+        Self {
+            max_steps: training.max_steps,
+            batch_size: training.batch_size,
+            sequence_length: training.sequence_length,
+            accumulation: training.accumulation,
+            learning_rate: training.learning_rate,
+            beta1: training.beta1,
+            beta2: training.beta2,
+            epsilon: training.epsilon,
+            weight_decay: training.weight_decay,
+            max_grad_norm: training.max_grad_norm,
+        }
+    }
+}
+
+impl From<v1::Training> for TrainingConfig {
+    fn from(training: v1::Training) -> Self {
+        Self {
+            max_steps: training.max_steps,
+            batch_size: training.batch_size,
+            sequence_length: training.sequence_length,
+            accumulation: training.accumulation,
+            learning_rate: training.learning_rate,
+            beta1: training.beta1,
+            beta2: training.beta2,
+            epsilon: training.epsilon,
+            weight_decay: training.weight_decay,
+            max_grad_norm: training.max_grad_norm,
+        }
+    }
+}
+
+/// The header of a report, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReportHeader {
+    /// The round.
+    pub round: Round,
+    /// The device's claim.
+    pub num_examples: u32,
+    /// Length of the payload, in bytes.
+    pub payload_bytes: usize,
+    /// Digest of the payload.
+    pub payload_digest: Digest,
+}
+
+impl ReportHeader {
+    /// Checks a header against the largest payload that the layout permits.
+    ///
+    /// # Errors
+    /// No digest, or a length beyond that limit.
+    pub fn check(header: &v1::ReportHeader, payload_max: usize) -> Result<Self, InvalidMessage> {
+        let payload_bytes = usize::try_from(header.payload_bytes).unwrap_or(usize::MAX);
+        if payload_bytes > payload_max {
+            let problem = format!("is {payload_bytes}, more than the layout's {payload_max}");
+            return Err(invalid("payload_bytes", problem));
+        }
+        Ok(Self {
+            round: Round(header.round),
+            num_examples: header.num_examples,
+            payload_bytes,
+            payload_digest: digest("payload_digest", &header.payload_digest)?,
+        })
+    }
+}
+
+impl From<ReportHeader> for v1::ReportHeader {
+    fn from(header: ReportHeader) -> Self {
+        Self {
+            round: header.round.0,
+            num_examples: header.num_examples,
+            payload_bytes: header.payload_bytes as u64,
+            payload_digest: header.payload_digest.0.to_vec(),
+        }
+    }
+}
+
+impl From<Receipt> for v1::ReportResponse {
+    fn from(receipt: Receipt) -> Self {
+        Self {
+            round: receipt.round.0,
+            payload_digest: receipt.payload_digest.0.to_vec(),
+            weight: receipt.weight,
+        }
+    }
+}
+
+impl TryFrom<v1::ReportResponse> for Receipt {
+    type Error = InvalidMessage;
+
+    fn try_from(receipt: v1::ReportResponse) -> Result<Self, InvalidMessage> {
+        let payload_digest = digest("payload_digest", &receipt.payload_digest)?;
+        Ok(Self { round: Round(receipt.round), payload_digest, weight: receipt.weight })
+    }
+}
+
+/// A retry window as a message.
+#[must_use]
+pub fn retry_window(earliest: Duration, latest: Duration) -> v1::RetryWindow {
+    v1::RetryWindow { earliest_ms: millis(earliest), latest_ms: millis(latest) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    fn plan() -> Plan {
+        let digest = Digest::of(b"x");
+        Plan {
+            run: "run".parse().unwrap(),
+            round: Round(3),
+            version: Version(2),
+            adapter_digest: digest,
+            layout_digest: digest,
+            base: BaseDigests { base: digest, tokenizer: digest },
+            lora: LoraConfig {
+                rank: 8,
+                alpha: 16.0,
+                use_rslora: true,
+                target_modules: vec![TargetModule::QProj, TargetModule::DownProj],
+            },
+            training: TrainingConfig { max_steps: 7, ..TrainingConfig::default() },
+            compression: Compression::Int8,
+            clip_norm: 0.5,
+            seed: Seed::from_number(1),
+            report_within: Duration::from_millis(12_345),
+        }
+    }
+
+    #[test]
+    fn plans_round_trip() {
+        assert_eq!(Plan::try_from(v1::Plan::from(plan())).unwrap(), plan());
+    }
+
+    #[test]
+    fn broken_plans_name_the_field() {
+        type Break = fn(&mut v1::Plan);
+        let breaks: [(Break, &str); 7] = [
+            (|plan| plan.lora = None, "lora"),
+            (|plan| plan.training = None, "training"),
+            (|plan| plan.seed.truncate(31), "seed"),
+            (|plan| plan.base_digest.clear(), "base_digest"),
+            (|plan| plan.compression = 99, "compression"),
+            (|plan| plan.run = "../x".into(), "run"),
+            (|plan| plan.lora.as_mut().unwrap().target_modules.push("head".into()), "target"),
+        ];
+        for (break_it, field) in breaks {
+            let mut message = v1::Plan::from(plan());
+            break_it(&mut message);
+            let error = Plan::try_from(message).unwrap_err().to_string();
+            assert!(error.contains(field), "{field}: {error}");
+        }
+    }
+
+    #[test]
+    fn report_headers_are_bounded() {
+        let header = ReportHeader {
+            round: Round(1),
+            num_examples: 2,
+            payload_bytes: 100,
+            payload_digest: Digest::of(b"p"),
+        };
+        let message = v1::ReportHeader::from(header.clone());
+        assert_eq!(ReportHeader::check(&message, 100).unwrap(), header);
+        let error = ReportHeader::check(&message, 99).unwrap_err().to_string();
+        assert!(error.contains("payload_bytes"), "{error}");
+        let huge = v1::ReportHeader { payload_bytes: u64::MAX, ..message };
+        assert!(ReportHeader::check(&huge, usize::MAX - 1).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_to_a_checked_plan_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(message) = v1::Plan::decode(bytes.as_slice()) {
+                if let Ok(plan) = Plan::try_from(message) {
+                    prop_assert!(plan.lora.validate().is_ok());
+                }
+            }
+        }
+    }
+}
