@@ -1,0 +1,53 @@
+//! Deltas that may be summed: decoded, finite, and clipped by the server itself.
+
+use std::sync::Arc;
+
+use floret_core::payload::InvalidPayload;
+use floret_core::{Layout, Payload};
+use floret_privacy::clip::{Unclippable, clip_l2};
+
+/// A delta of at most the run's clip norm. There is no other way to make one than from a payload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClippedDelta {
+    values: Arc<[f32]>,
+    clip_norm: f32,
+}
+
+/// A payload that gives no delta.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum InvalidUpdate {
+    /// It does not decode.
+    #[error(transparent)]
+    Payload(#[from] InvalidPayload),
+    /// It cannot be clipped.
+    #[error(transparent)]
+    Clip(#[from] Unclippable),
+}
+
+impl ClippedDelta {
+    /// Decodes a payload and clips it to the L2 norm `clip_norm`.
+    ///
+    /// # Errors
+    /// A payload that is not one of this layout, or values that are not finite.
+    pub fn decode(
+        payload: &Payload,
+        layout: &Layout,
+        clip_norm: f32,
+    ) -> Result<Self, InvalidUpdate> {
+        let mut values = payload.decode(layout)?;
+        clip_l2(&mut values, clip_norm)?;
+        Ok(Self { values: values.into(), clip_norm })
+    }
+
+    /// Its values, in layout order.
+    #[must_use]
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// The norm that it was clipped to.
+    #[must_use]
+    pub fn clip_norm(&self) -> f32 {
+        self.clip_norm
+    }
+}

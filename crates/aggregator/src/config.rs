@@ -1,0 +1,242 @@
+//! What a run is, and which settings are refused.
+
+use std::time::Duration;
+
+use floret_core::base::BaseDigests;
+use floret_core::lora::InvalidLora;
+use floret_core::payload::Compression;
+use floret_core::plan::{InvalidTraining, TrainingConfig};
+use floret_core::{LoraConfig, RunId, Seed};
+use serde::{Deserialize, Serialize};
+
+use crate::combine::WeightedMean;
+use crate::server_optimizer::ServerOptimizer;
+
+/// Settings of one run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunConfig {
+    /// Its name.
+    pub run: RunId,
+    /// Rounds to commit.
+    pub rounds: u32,
+    /// Rounds that may be abandoned in a row before the run is given up.
+    pub max_abandoned: u32,
+    /// Root of the run's draws; never leaves the server.
+    pub seed: Seed,
+    /// Digests of the base model and tokenizer that devices must hold.
+    pub base: BaseDigests,
+    /// LoRA settings.
+    pub lora: LoraConfig,
+    /// How devices train.
+    pub training: TrainingConfig,
+    /// How devices encode their deltas.
+    pub compression: Compression,
+    /// Whom a round chooses, and how many it needs.
+    pub cohort: CohortConfig,
+    /// Deadlines and retry windows.
+    pub timing: Timing,
+    /// How updates become the next adapter.
+    pub aggregation: Aggregation,
+}
+
+/// Whom a round chooses, and how many it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CohortConfig {
+    /// Updates wanted: a round closes when it has this many.
+    pub size: u32,
+    /// Clients chosen for each update wanted; at least 1.
+    pub over_selection: f64,
+    /// Updates needed: with fewer at its deadline a round is abandoned.
+    pub quorum: u32,
+    /// Connected clients awaited before a cohort is drawn; 0 for as many as are chosen.
+    pub min_population: u32,
+}
+
+impl Default for CohortConfig {
+    fn default() -> Self {
+        Self { size: 4, over_selection: 1.0, quorum: 3, min_population: 0 }
+    }
+}
+
+impl CohortConfig {
+    /// Clients chosen for a round.
+    #[must_use]
+    pub fn selected(&self) -> u32 {
+        (f64::from(self.size) * self.over_selection).ceil() as u32
+    }
+
+    /// Connected clients awaited before a cohort is drawn.
+    #[must_use]
+    pub fn awaited(&self) -> u32 {
+        self.min_population.max(self.selected())
+    }
+}
+
+/// Deadlines and retry windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// From the opening of a round to its deadline.
+    pub report_deadline: Duration,
+    /// Earliest return of a client that was turned away.
+    pub retry_min: Duration,
+    /// Latest return of a client that was turned away.
+    pub retry_max: Duration,
+}
+
+impl Timing {
+    /// How long a client counts as connected after a check-in.
+    #[must_use]
+    pub fn presence(&self) -> Duration {
+        (self.retry_max * 3).max(Duration::from_secs(10))
+    }
+}
+
+/// How updates become the next adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Aggregation {
+    /// L2 norm to which the server clips each decoded delta.
+    pub clip_norm: f32,
+    /// Most examples that count for one client's weight: its number is its own claim.
+    pub max_examples: u32,
+    /// How the combined delta moves the adapter.
+    pub server_optimizer: ServerOptimizer,
+}
+
+impl Default for Aggregation {
+    fn default() -> Self {
+        Self { clip_norm: 10.0, max_examples: 10_000, server_optimizer: ServerOptimizer::default() }
+    }
+}
+
+/// A setting that is out of range, or a combination that is forbidden.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum InvalidRun {
+    /// LoRA settings.
+    #[error("[lora] {0}")]
+    Lora(#[from] InvalidLora),
+    /// Training settings.
+    #[error("[training] {0}")]
+    Training(#[from] InvalidTraining),
+    /// Any other setting.
+    #[error("{setting} is {value}: use {accepted}")]
+    Setting {
+        /// Section and key.
+        setting: &'static str,
+        /// What was given.
+        value: String,
+        /// What would be accepted.
+        accepted: String,
+    },
+    /// State of another run, base model or adapter.
+    #[error(
+        "the saved state has an adapter of layout {got}, and the configuration asks for {want}: \
+         restore the model and [lora] settings that the run began with, or begin a new run"
+    )]
+    OtherLayout {
+        /// Of the configuration.
+        want: String,
+        /// Of the state.
+        got: String,
+    },
+}
+
+fn setting(
+    setting: &'static str,
+    value: impl ToString,
+    accepted: impl Into<String>,
+) -> Result<(), InvalidRun> {
+    Err(InvalidRun::Setting { setting, value: value.to_string(), accepted: accepted.into() })
+}
+
+impl RunConfig {
+    /// Largest cohort.
+    pub const COHORT_MAX: u32 = 100_000;
+
+    /// Checks ranges and combinations.
+    ///
+    /// # Errors
+    /// Names the first setting that is refused.
+    pub fn validate(&self) -> Result<(), InvalidRun> {
+        self.lora.validate()?;
+        self.training.validate()?;
+        if self.rounds == 0 {
+            return setting("run.rounds", 0, "1 or more");
+        }
+        if self.max_abandoned == 0 {
+            return setting("run.max_abandoned", 0, "1 or more");
+        }
+        self.validate_cohort()?;
+        self.validate_timing()?;
+        self.validate_aggregation()
+    }
+
+    fn validate_cohort(&self) -> Result<(), InvalidRun> {
+        let cohort = &self.cohort;
+        if !(1..=Self::COHORT_MAX).contains(&cohort.size) {
+            let accepted = format!("1 to {}", Self::COHORT_MAX);
+            return setting("cohort.size", cohort.size, accepted);
+        }
+        if !(1..=cohort.size).contains(&cohort.quorum) {
+            let accepted = format!("1 to cohort.size = {}", cohort.size);
+            return setting("cohort.quorum", cohort.quorum, accepted);
+        }
+        if !(1.0..=10.0).contains(&cohort.over_selection) {
+            return setting("cohort.over_selection", cohort.over_selection, "1 to 10");
+        }
+        if cohort.min_population != 0 && cohort.min_population < cohort.selected() {
+            let chosen = cohort.selected();
+            let accepted =
+                format!("0, or at least the {chosen} clients that size and over_selection choose");
+            return setting("cohort.min_population", cohort.min_population, accepted);
+        }
+        Ok(())
+    }
+
+    fn validate_timing(&self) -> Result<(), InvalidRun> {
+        let timing = &self.timing;
+        let day = Duration::from_secs(24 * 3600);
+        if !(Duration::from_millis(100)..=30 * day).contains(&timing.report_deadline) {
+            let value = timing.report_deadline.as_secs_f64();
+            return setting("timing.report_deadline_s", value, "0.1 to 2592000 (30 days)");
+        }
+        if timing.retry_min < Duration::from_millis(10) || timing.retry_max > day {
+            return setting("timing.retry_s", "out of range", "0.01 to 86400");
+        }
+        if timing.retry_max < timing.retry_min {
+            let value = timing.retry_max.as_secs_f64();
+            return setting("timing.retry_max_s", value, "at least timing.retry_min_s");
+        }
+        Ok(())
+    }
+
+    fn validate_aggregation(&self) -> Result<(), InvalidRun> {
+        let aggregation = &self.aggregation;
+        let (clip, sgd) = (aggregation.clip_norm, aggregation.server_optimizer);
+        if !(clip.is_finite() && clip > 0.0) {
+            return setting(
+                "aggregation.clip_norm",
+                clip,
+                "a positive number: there is no run without",
+            );
+        }
+        if aggregation.max_examples == 0 {
+            return setting("aggregation.max_examples", 0, "1 or more");
+        }
+        let chosen = self.cohort.selected();
+        if !WeightedMean::fits(chosen, aggregation.max_examples) {
+            let accepted = format!("less: {chosen} clients of this weight overflow the 63-bit sum");
+            return setting("aggregation.max_examples", aggregation.max_examples, accepted);
+        }
+        if !(sgd.learning_rate > 0.0 && sgd.learning_rate <= 100.0) {
+            let (name, value) = ("aggregation.server_optimizer.learning_rate", sgd.learning_rate);
+            return setting(name, value, "above 0, up to 100");
+        }
+        if !(0.0..1.0).contains(&sgd.momentum) {
+            let (name, value) = ("aggregation.server_optimizer.momentum", sgd.momentum);
+            return setting(name, value, "0 or more, below 1");
+        }
+        Ok(())
+    }
+}

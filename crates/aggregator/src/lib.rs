@@ -1,0 +1,30 @@
+//! The server's side of a round, as a state machine without I/O.
+//!
+//! [`Coordinator::handle`] decides and changes nothing; the shell makes the records that it
+//! returns durable, gives each to [`Coordinator::apply`] (the only place where state changes), and
+//! then sends the reply. Time is an argument; [`Coordinator::poll_timeout`] tells when
+//! [`Coordinator::handle_timeout`] has something to say.
+//!
+//! # Layout
+//!
+//! - [`config`]: what a run is, and which settings are refused
+//! - [`coordinator`]: the state machine; [`phase`] holds one file for each phase
+//! - [`message`]: what goes in and what comes out
+//! - [`clipped`]: the only form in which a delta is ever summed
+//! - [`combine`], [`server_optimizer`]: the two axes of a strategy
+//! - [`state`]: what outlives a round
+
+pub mod clipped;
+pub mod combine;
+pub mod config;
+pub mod coordinator;
+pub mod message;
+pub mod phase;
+pub mod server_optimizer;
+pub mod state;
+
+pub use clipped::ClippedDelta;
+pub use config::{InvalidRun, RunConfig};
+pub use coordinator::Coordinator;
+pub use message::{Input, Record, Rejection, Reply, RoundSummary, Step};
+pub use state::{RunEnd, RunState, Totals};

@@ -1,0 +1,209 @@
+//! What goes into the coordinator and what comes out of it.
+
+use std::time::Duration;
+
+use floret_core::payload::InvalidPayload;
+use floret_core::{Adapter, ClientId, ClientUpdate, Digest, Plan, Receipt, Round, Time, Version};
+use serde::Serialize;
+
+use crate::clipped::{ClippedDelta, InvalidUpdate};
+use crate::state::RunEnd;
+
+/// What a client says. Its identity comes from its certificate, beside it.
+#[derive(Debug)]
+pub enum Input {
+    /// The client asks for work.
+    CheckIn,
+    /// The client returns its update.
+    Report {
+        /// The update.
+        update: ClientUpdate,
+        /// Digest of the payload, as the client computed it.
+        payload_digest: Digest,
+    },
+    /// The client gives nothing in this round.
+    Decline {
+        /// The round.
+        round: Round,
+        /// Its reason.
+        reason: String,
+    },
+}
+
+/// What the coordinator decided. The reply is sent once every record is durable and applied.
+#[derive(Debug)]
+pub struct Step {
+    /// Facts to make durable and apply, in order.
+    pub records: Vec<Record>,
+    /// The answer.
+    pub reply: Result<Reply, Rejection>,
+}
+
+/// The answer to a client.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// The client is in the cohort: this is its work.
+    Train(Box<Plan>),
+    /// Nothing for now: come back within this window.
+    ComeBack {
+        /// Not earlier than this from now.
+        earliest: Duration,
+        /// Not later than this from now.
+        latest: Duration,
+    },
+    /// The run is over.
+    RunEnded(RunEnd),
+    /// The update counts.
+    Accepted(Receipt),
+    /// Heard: the client gives nothing in this round.
+    DeclineNoted,
+}
+
+/// Why a report or a decline is refused: the client's fault, not ours.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Rejection {
+    /// A round that is not open.
+    #[error("round {round} is not open: {hint}")]
+    UnknownRound {
+        /// The round that the client named.
+        round: Round,
+        /// Which round is open.
+        hint: String,
+    },
+    /// A client that was not chosen.
+    #[error("client {0} is not in the cohort of this round")]
+    NotInCohort(ClientId),
+    /// A second report that differs from the first.
+    #[error("this client already reported another update in round {0}")]
+    DifferentReport(Round),
+    /// A report from a client that was refused or that declined in this round.
+    #[error("this client is out of round {round}: {reason}")]
+    OutOfRound {
+        /// The round.
+        round: Round,
+        /// What it was refused for, or why it declined.
+        reason: String,
+    },
+    /// Bytes that changed on the way.
+    #[error("the payload has digest {got:?}, and the report says {want:?}: send it again")]
+    WrongDigest {
+        /// In the report.
+        want: Digest,
+        /// Of the bytes that came.
+        got: Digest,
+    },
+    /// No examples.
+    #[error("the update says that it comes from zero examples")]
+    ZeroExamples,
+    /// A payload that gives no delta.
+    #[error(transparent)]
+    Update(#[from] InvalidUpdate),
+    /// The run is over.
+    #[error("the run is over")]
+    RunEnded,
+}
+
+impl Rejection {
+    /// A short word for metrics and programs; one for each reason.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownRound { .. } => "unknown-round",
+            Self::NotInCohort(_) => "not-in-cohort",
+            Self::DifferentReport(_) => "different-report",
+            Self::OutOfRound { .. } => "out-of-round",
+            Self::WrongDigest { .. } => "wrong-digest",
+            Self::ZeroExamples => "zero-examples",
+            Self::Update(InvalidUpdate::Payload(InvalidPayload::Length { .. })) => "wrong-length",
+            Self::Update(InvalidUpdate::Payload(InvalidPayload::NotFinite)) => "not-finite",
+            Self::Update(InvalidUpdate::Payload(_)) => "damaged-payload",
+            Self::Update(InvalidUpdate::Clip(_)) => "not-finite",
+            Self::RunEnded => "run-ended",
+        }
+    }
+}
+
+/// A fact. State changes by these alone.
+#[derive(Debug, Clone)]
+pub enum Record {
+    /// A client was seen.
+    CheckedIn {
+        /// The client.
+        client: ClientId,
+        /// When.
+        at: Time,
+    },
+    /// A cohort was drawn.
+    RoundOpened {
+        /// The round.
+        round: Round,
+        /// The clients chosen.
+        cohort: Vec<ClientId>,
+        /// When it opened.
+        at: Time,
+    },
+    /// An update counts.
+    Accepted {
+        /// Whose.
+        client: ClientId,
+        /// What the client is told.
+        receipt: Receipt,
+        /// The decoded and clipped delta.
+        delta: ClippedDelta,
+    },
+    /// An update was refused, and its client is out of the round.
+    Refused {
+        /// Whose.
+        client: ClientId,
+        /// Why.
+        rejection: Rejection,
+    },
+    /// A client gives nothing in this round.
+    Declined {
+        /// The client.
+        client: ClientId,
+        /// Its reason.
+        reason: String,
+    },
+    /// A round gave a new adapter.
+    RoundCommitted {
+        /// What happened in it.
+        summary: RoundSummary,
+        /// The new adapter.
+        adapter: Adapter,
+        /// The server optimizer's momentum.
+        momentum: Vec<f32>,
+    },
+    /// A round gave nothing.
+    RoundAbandoned {
+        /// What happened in it.
+        summary: RoundSummary,
+    },
+    /// The run is over.
+    RunEnded(RunEnd),
+}
+
+/// What happened in a round.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RoundSummary {
+    /// The round.
+    pub round: Round,
+    /// Version of the adapter that it began with.
+    pub base_version: Version,
+    /// Clients chosen.
+    pub selected: usize,
+    /// Updates that count.
+    pub accepted: usize,
+    /// Sum of their weights.
+    pub weight: u64,
+    /// Clients refused, with the reason.
+    pub refused: Vec<(ClientId, String)>,
+    /// Clients that declined, with their reason.
+    pub declined: Vec<(ClientId, String)>,
+    /// Clients that were chosen and never answered.
+    pub dropped_out: Vec<ClientId>,
+    /// From its opening to its close, in milliseconds.
+    pub duration_ms: u64,
+    /// Why it was committed or abandoned.
+    pub reason: String,
+}

@@ -1,0 +1,90 @@
+//! Selecting: clients gather until enough are connected, then a cohort is drawn.
+//!
+//! The cohort is a function of (seed, round, connected population), never of the order of arrival.
+
+use std::collections::BTreeMap;
+
+use floret_core::seed::Purpose;
+use floret_core::{ClientId, Round, Seed, Time};
+
+use crate::config::RunConfig;
+
+#[derive(Debug, Default)]
+pub(crate) struct Selecting {
+    /// When each client was last seen.
+    present: BTreeMap<ClientId, Time>,
+}
+
+impl Selecting {
+    pub(crate) fn checked_in(&mut self, client: ClientId, at: Time) {
+        self.present.insert(client, at);
+    }
+
+    /// How many clients are connected.
+    pub(crate) fn population(&self, config: &RunConfig, now: Time) -> usize {
+        self.connected(config, now).count()
+    }
+
+    /// The cohort of `round`, if enough clients are connected.
+    pub(crate) fn draw(
+        &self,
+        config: &RunConfig,
+        round: Round,
+        now: Time,
+    ) -> Option<Vec<ClientId>> {
+        let population: Vec<&ClientId> = self.connected(config, now).collect();
+        if population.len() < config.cohort.awaited() as usize {
+            return None;
+        }
+        Some(draw_cohort(&config.seed, round, population, config.cohort.selected() as usize))
+    }
+
+    fn connected<'a>(
+        &'a self,
+        config: &RunConfig,
+        now: Time,
+    ) -> impl Iterator<Item = &'a ClientId> {
+        let presence = config.timing.presence();
+        self.present
+            .iter()
+            .filter(move |(_, seen)| seen.after(presence) >= now)
+            .map(|(client, _)| client)
+    }
+}
+
+/// The `size` clients whose keyed digests are smallest, in ClientId order: a uniform sample without
+/// replacement for whoever does not know the seed.
+fn draw_cohort(seed: &Seed, round: Round, clients: Vec<&ClientId>, size: usize) -> Vec<ClientId> {
+    let mut ranked: Vec<_> = clients
+        .into_iter()
+        .map(|client| (seed.derive(Purpose::CohortSampling, round, Some(client)).0, client))
+        .collect();
+    ranked.sort_unstable();
+    let mut cohort: Vec<_> =
+        ranked.into_iter().take(size).map(|(_, client)| client.clone()).collect();
+    cohort.sort_unstable();
+    cohort
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cohorts_are_fair_and_do_not_depend_on_order() {
+        let clients: Vec<ClientId> = (0..10).map(|i| format!("c{i}").parse().unwrap()).collect();
+        let mut backwards: Vec<&ClientId> = clients.iter().collect();
+        backwards.reverse();
+        let seed = Seed::from_number(11);
+        let mut chosen = BTreeMap::new();
+        for round in (1..=1000).map(Round) {
+            let cohort = draw_cohort(&seed, round, clients.iter().collect(), 3);
+            assert_eq!(cohort.len(), 3);
+            assert_eq!(cohort, draw_cohort(&seed, round, backwards.clone(), 3));
+            cohort.into_iter().for_each(|client| *chosen.entry(client).or_insert(0) += 1);
+        }
+        // Each is chosen 300 times on average, with deviation 14.5.
+        assert_eq!(chosen.len(), 10);
+        assert!(chosen.values().all(|count| (230..370).contains(count)), "{chosen:?}");
+    }
+}

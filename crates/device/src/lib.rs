@@ -1,0 +1,21 @@
+//! A device's side of a round, as a state machine without I/O.
+//!
+//! The shell asks [`Session::next_action`] what to do, does it, and brings the result back as an
+//! [`Input`]. [`Session::handle`] decides and changes nothing; the shell keeps the records that it
+//! returns and gives each to [`Session::apply`], the only place where state changes.
+//!
+//! # Layout
+//!
+//! - [`trainer`]: the seam to whatever trains
+//! - [`limits`]: what a device is willing to do, and which plans it declines
+//! - [`pipeline`]: from a trained adapter to an encoded update
+//! - [`session`]: the state machine, one file for each phase
+
+pub mod limits;
+pub mod pipeline;
+pub mod session;
+pub mod trainer;
+
+pub use limits::{Limits, LocalModel, Refusal};
+pub use session::{Action, Fault, Input, Record, Session};
+pub use trainer::{Control, Progress, TrainError, Trainer, TrainingOutcome, TrainingTask};

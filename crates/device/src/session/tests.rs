@@ -1,0 +1,171 @@
+use std::time::Duration;
+
+use floret_core::base::BaseDigests;
+use floret_core::lora::TargetModule;
+use floret_core::payload::Compression;
+use floret_core::plan::TrainingConfig;
+use floret_core::{LoraConfig, ModelConfig, Seed};
+
+use super::*;
+
+fn model() -> LocalModel {
+    let config = ModelConfig::from_json(
+        r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "vocab_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 256}"#,
+    )
+    .unwrap();
+    let digest = Digest::of(b"files");
+    LocalModel { config, digests: BaseDigests { base: digest, tokenizer: digest } }
+}
+
+fn adapter() -> Adapter {
+    let lora = plan_settings();
+    let layout = Layout::new(&model().config, &lora).unwrap();
+    Adapter::init(Arc::new(layout), &Seed::from_number(1))
+}
+
+fn plan_settings() -> LoraConfig {
+    LoraConfig { rank: 2, alpha: 2.0, use_rslora: false, target_modules: vec![TargetModule::VProj] }
+}
+
+fn plan() -> Plan {
+    Plan {
+        run: "run".parse().unwrap(),
+        round: Round(3),
+        version: Version(2),
+        adapter_digest: adapter().digest(),
+        layout_digest: adapter().layout().digest(),
+        base: model().digests,
+        lora: plan_settings(),
+        training: TrainingConfig::default(),
+        compression: Compression::None,
+        clip_norm: 1.0,
+        seed: Seed::from_number(9),
+        report_within: Duration::from_secs(60),
+    }
+}
+
+fn session() -> Session {
+    Session::new("phone".parse().unwrap(), model(), Limits::default())
+}
+
+/// Feeds inputs and applies what comes of them.
+fn advance(session: &mut Session, now: Time, input: Input) {
+    for record in session.handle(now, input).unwrap() {
+        session.apply(record);
+    }
+}
+
+fn assign(session: &mut Session, plan: Plan) {
+    advance(session, Time(0), Input::Assigned(Box::new(plan)));
+}
+
+fn outcome(shift: f32) -> TrainingOutcome {
+    let values = adapter().values().iter().map(|value| value + shift).collect();
+    TrainingOutcome { values, num_examples: 5, tokens: 100, last_loss: 1.0 }
+}
+
+#[test]
+fn a_round_goes_from_check_in_to_receipt() {
+    let mut session = session();
+    let now = Time(10);
+    assert!(matches!(session.next_action(now), Action::CheckIn));
+    advance(&mut session, now, Input::ComeBack(Duration::from_millis(40)));
+    assert!(matches!(session.next_action(now), Action::Wait(rest) if rest.as_millis() == 40));
+    assert!(matches!(session.next_action(Time(50)), Action::CheckIn));
+    assign(&mut session, plan());
+    let fetch = session.next_action(now);
+    assert!(matches!(fetch, Action::Fetch { version: Version(2), .. }));
+    advance(&mut session, now, Input::Fetched(adapter()));
+    assert!(matches!(session.next_action(now), Action::Train(_)));
+    advance(&mut session, now, Input::Trained(Ok(outcome(0.5))));
+    let Action::Report(update) = session.next_action(now) else { panic!("no report") };
+    assert_eq!((update.round, update.num_examples), (Round(3), 5));
+    let delta = update.payload.decode(adapter().layout()).unwrap();
+    assert!(delta.iter().all(|change| (change - 0.5).abs() < 1e-6));
+    let receipt = Receipt { round: Round(3), payload_digest: update.payload.digest(), weight: 5 };
+    advance(&mut session, now, Input::Acknowledged(receipt));
+    assert!(matches!(session.next_action(now), Action::CheckIn));
+    let end = RunEnd { completed: true, version: Version(3), message: "done".into() };
+    advance(&mut session, now, Input::RunEnded(end.clone()));
+    assert!(matches!(session.next_action(now), Action::Stop(stop) if stop == end));
+}
+
+#[test]
+fn plans_that_do_not_fit_are_declined_with_the_reason() {
+    let other = Digest::of(b"other");
+    let training = TrainingConfig::default;
+    let base = model().digests;
+    let cases = [
+        (Plan { base: BaseDigests { base: other, ..base }, ..plan() }, "base model"),
+        (Plan { base: BaseDigests { tokenizer: other, ..base }, ..plan() }, "tokenizer"),
+        (Plan { layout_digest: other, ..plan() }, "layout"),
+        (Plan { lora: LoraConfig { rank: 65, ..plan_settings() }, ..plan() }, "rank"),
+        (Plan { lora: LoraConfig { alpha: -1.0, ..plan_settings() }, ..plan() }, "alpha"),
+        (Plan { training: TrainingConfig { max_steps: 2_000, ..training() }, ..plan() }, "steps"),
+        (Plan { training: TrainingConfig { batch_size: 9_999, ..training() }, ..plan() }, "tokens"),
+        (
+            Plan { training: TrainingConfig { sequence_length: 512, ..training() }, ..plan() },
+            "per sequence",
+        ),
+        (
+            Plan { training: TrainingConfig { learning_rate: -1.0, ..training() }, ..plan() },
+            "learning_rate",
+        ),
+    ];
+    for (plan, word) in cases {
+        let mut session = session();
+        assign(&mut session, plan);
+        let Action::Decline { round, reason } = session.next_action(Time(0)) else {
+            panic!("not declined: {word}")
+        };
+        assert_eq!(round, Round(3));
+        assert!(reason.contains(word), "{word}: {reason}");
+        advance(&mut session, Time(0), Input::DeclineNoted);
+        assert!(matches!(session.next_action(Time(0)), Action::CheckIn));
+    }
+}
+
+#[test]
+fn another_adapter_is_a_fault_and_changes_nothing() {
+    let mut session = session();
+    assign(&mut session, plan());
+    let layout = Arc::clone(adapter().layout());
+    let other = Adapter::init(layout, &Seed::from_number(2));
+    let fault = session.handle(Time(0), Input::Fetched(other)).unwrap_err();
+    assert!(matches!(fault, Fault::WrongAdapter { .. }));
+    assert!(matches!(session.next_action(Time(0)), Action::Fetch { .. }));
+    let fault = session.handle(Time(0), Input::DeclineNoted).unwrap_err();
+    assert!(fault.to_string().contains("fetching"), "{fault}");
+}
+
+#[test]
+fn failed_training_declines() {
+    for (result, word) in [
+        (Err(TrainError::Diverged { step: 4 }), "step 4"),
+        (Err(TrainError::NoData), "no training example"),
+        (Ok(outcome(f32::NAN)), "not finite"),
+        (Ok(TrainingOutcome { values: vec![1.0], ..outcome(0.0) }), "1 values"),
+        (Ok(TrainingOutcome { num_examples: 0, ..outcome(0.0) }), "no training example"),
+    ] {
+        let mut session = session();
+        assign(&mut session, plan());
+        advance(&mut session, Time(0), Input::Fetched(adapter()));
+        advance(&mut session, Time(0), Input::Trained(result));
+        let action = session.next_action(Time(0));
+        assert!(matches!(&action, Action::Decline { reason, .. } if reason.contains(word)));
+    }
+}
+
+#[test]
+fn a_passed_deadline_gives_the_round_up() {
+    let mut session = session();
+    assert!(session.handle_timeout(Time(u64::MAX)).is_empty());
+    assign(&mut session, plan());
+    assert_eq!(session.poll_timeout(), Some(Time(60_000)));
+    assert!(session.handle_timeout(Time(59_999)).is_empty());
+    for record in session.handle_timeout(Time(60_000)) {
+        session.apply(record);
+    }
+    assert!(matches!(session.next_action(Time(60_000)), Action::CheckIn));
+}

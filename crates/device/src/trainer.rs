@@ -1,0 +1,85 @@
+//! The seam between a round and whatever trains: Burn on a device, a stand-in in tests.
+
+use floret_core::{Adapter, ClientId, Plan};
+
+/// One client's training in one round.
+#[derive(Debug, Clone)]
+pub struct TrainingTask {
+    /// Whose data to train on.
+    pub client: ClientId,
+    /// What to do.
+    pub plan: Plan,
+    /// The adapter to start from.
+    pub adapter: Adapter,
+}
+
+/// What training gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainingOutcome {
+    /// The adapter's values after training, in layout order.
+    pub values: Vec<f32>,
+    /// Training examples that the client holds; at least 1.
+    pub num_examples: u32,
+    /// Tokens that carried loss, over all steps.
+    pub tokens: u64,
+    /// Mean loss per token of the last step, in nats. It stays on the device.
+    pub last_loss: f64,
+}
+
+/// How far a task has come.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// Index of the task within the call.
+    pub task: usize,
+    /// Optimizer steps done.
+    pub step: u32,
+    /// Optimizer steps in all.
+    pub steps: u32,
+    /// Mean loss per token of this step, in nats.
+    pub loss: f64,
+}
+
+/// Whether to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Go on.
+    Continue,
+    /// Stop soon, with [`TrainError::Cancelled`].
+    Cancel,
+}
+
+/// Training that gave nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrainError {
+    /// The progress callback asked for it.
+    #[error("training was cancelled")]
+    Cancelled,
+    /// The client has no example to train on.
+    #[error("there is no training example on this device")]
+    NoData,
+    /// The loss or an adapter value stopped being finite.
+    #[error("training diverged at step {step}: the loss is not finite")]
+    Diverged {
+        /// The optimizer step.
+        step: u32,
+    },
+    /// The plan asks for what this model cannot do.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+/// Trains a batch of clients in one call: a device passes one, a simulation a cohort.
+///
+/// Every task starts with a fresh client optimizer, and the result of a task does not depend on
+/// the others in the call.
+pub trait Trainer {
+    /// Trains each task, reporting each step to `progress`, which can cancel.
+    ///
+    /// # Errors
+    /// The first task that failed.
+    fn train(
+        &mut self,
+        tasks: &[TrainingTask],
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Vec<TrainingOutcome>, TrainError>;
+}
