@@ -1,1 +1,28 @@
-//! placeholder
+//! The device program's library: connection, private data, and the loop that drives a session.
+//!
+//! # Layout
+//!
+//! - [`config`]: `client.toml`
+//! - [`data`]: the private examples on this device
+//! - [`connection`]: the calls of the wire contract over mutual TLS
+//! - [`backoff`]: how long to wait before trying again
+//! - [`training_thread`]: the one long-lived thread that trains
+//! - [`driver`]: asks the session what to do, does it, brings the result back
+//! - [`setup`]: from a configuration to a driver
+//! - [`report`]: what the program tells its user
+
+pub mod backoff;
+pub mod config;
+pub mod connection;
+pub mod data;
+pub mod driver;
+pub mod report;
+pub mod setup;
+pub mod training_thread;
+
+pub use backoff::Backoff;
+pub use config::ClientConfig;
+pub use connection::{CallError, Connection, Credentials, Traffic};
+pub use data::{PrivateData, read_examples};
+pub use driver::{Device, DriverError, Event};
+pub use training_thread::TrainingThread;

@@ -67,17 +67,23 @@ impl TargetModule {
 
 /// Settings of a LoRA adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
     /// Rank r of the factors A \[r, in\] and B \[out, r\].
     pub rank: usize,
     /// Numerator of the scale.
     pub alpha: f32,
     /// Scale by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732, theorem 3.2) instead of alpha / rank.
-    #[serde(default)]
     pub use_rslora: bool,
     /// The linear maps that get an adapter, in every block.
     pub target_modules: Vec<TargetModule>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        let target_modules = vec![TargetModule::QProj, TargetModule::VProj];
+        Self { rank: 8, alpha: 16.0, use_rslora: false, target_modules }
+    }
 }
 
 impl LoraConfig {

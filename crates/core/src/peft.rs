@@ -133,12 +133,14 @@ pub fn from_peft(
 }
 
 /// Settings without effect on a saved LoRA adapter's output.
-const NEUTRAL: [&str; 12] = [
+const NEUTRAL: [&str; 13] = [
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
     "init_lora_weights",
     "lora_dropout",
+    // Where a class would come from; only read with megatron_config, which is refused.
+    "megatron_core",
     "peft_type",
     "peft_version",
     "qalora_group_size",

@@ -76,6 +76,8 @@ pub enum Input {
     RunEnded(RunEnd),
     /// The adapter that was asked for.
     Fetched(Adapter),
+    /// The server no longer has that adapter: the round went on without this device.
+    FetchRefused(String),
     /// Training ended.
     Trained(Result<TrainingOutcome, TrainError>),
     /// The server counted the update.
@@ -217,6 +219,9 @@ impl Session {
             (Phase::Fetching(fetching), Input::Fetched(adapter)) => {
                 fetching.fetched(&self.client, adapter)?
             }
+            (Phase::Fetching(fetching), Input::FetchRefused(reason)) => {
+                Record::Settled { round: fetching.plan.round, outcome: Outcome::Refused(reason) }
+            }
             (Phase::Training(training), Input::Trained(outcome)) => training.trained(outcome),
             (Phase::Reporting(reporting), Input::Acknowledged(receipt)) => {
                 reporting.settled(Outcome::Acknowledged(receipt))
@@ -299,6 +304,7 @@ impl Input {
             Self::ComeBack(_) => "a retry window",
             Self::RunEnded(_) => "the end of the run",
             Self::Fetched(_) => "an adapter",
+            Self::FetchRefused(_) => "a refusal of an adapter",
             Self::Trained(_) => "an outcome of training",
             Self::Acknowledged(_) => "a receipt",
             Self::ReportRefused(_) => "a refusal",

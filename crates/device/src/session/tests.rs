@@ -140,6 +140,14 @@ fn another_adapter_is_a_fault_and_changes_nothing() {
 }
 
 #[test]
+fn an_adapter_that_is_gone_ends_the_round() {
+    let mut session = session();
+    assign(&mut session, plan());
+    advance(&mut session, Time(0), Input::FetchRefused("version 2 is gone".into()));
+    assert!(matches!(session.next_action(Time(0)), Action::CheckIn));
+}
+
+#[test]
 fn failed_training_declines() {
     for (result, word) in [
         (Err(TrainError::Diverged { step: 4 }), "step 4"),

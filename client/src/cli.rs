@@ -1,0 +1,208 @@
+//! The command line: `run` and `generate`.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use floret_client::report::{Reporter, keep_adapter};
+use floret_client::setup::{Base, device, spawn_training};
+use floret_client::{ClientConfig, DriverError, PrivateData};
+use floret_core::peft::{CONFIG_FILE, WEIGHTS_FILE, from_peft};
+use floret_core::{Adapter, LoraConfig, ModelConfig, Seed};
+use floret_model::Lora;
+use floret_model::generate::{Sampling, generate};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// The run ended without committing all its rounds.
+const EXIT_RUN_FAILED: u8 = 3;
+
+/// Fine-tunes an adapter on this device's own data, and tells the server only the clipped and
+/// compressed change of the adapter.
+#[derive(Debug, Parser)]
+#[command(name = "floret-client", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How to write logs.
+    #[arg(long, value_enum, default_value = "text", global = true)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take part in a run until it is over.
+    Run(RunArgs),
+    /// Continue a prompt with the base model and this device's adapter.
+    Generate(GenerateArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The device's configuration; `floret-server enroll` writes a first one.
+    #[arg(long, default_value = "client.toml")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct GenerateArgs {
+    /// The text to continue.
+    #[arg(long)]
+    prompt: String,
+    /// The device's configuration, for its model and adapter.
+    #[arg(long, default_value = "client.toml", conflicts_with = "model")]
+    config: PathBuf,
+    /// Hugging Face directory of the base model, instead of a configuration.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// PEFT directory of the adapter, instead of the configuration's.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Leave the adapter out.
+    #[arg(long, conflicts_with = "adapter")]
+    base_only: bool,
+    /// Tokens at most.
+    #[arg(long, default_value_t = 128)]
+    max_tokens: usize,
+    /// 0 always takes the most likely token.
+    #[arg(long, default_value_t = 0.8)]
+    temperature: f32,
+    /// The same seed gives the same text.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+pub(crate) fn main(cli: Cli) -> ExitCode {
+    init_logs(cli.log_format);
+    let done = match cli.command {
+        Command::Run(args) => run(&args),
+        Command::Generate(args) => generate_text(&args).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        let _ = writeln!(std::io::stderr(), "floret-client: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn init_logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("FLORET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => logs.with_target(false).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+}
+
+#[tokio::main(worker_threads = 2)]
+async fn run(args: &RunArgs) -> Result<ExitCode> {
+    let config = ClientConfig::read(&args.config)?;
+    let base = Base::open(&config.model)?;
+    let (data, found) = base.read_data(&config.data, config.holdout)?;
+    tell_data(&found);
+    let clients = [(config.name.clone(), data)];
+    let trainer = spawn_training(&base, clients, config.threads)?;
+    let reporter = Reporter::new(std::io::stderr().is_terminal());
+    let (model, adapter) = (config.model.clone(), config.adapter.clone());
+    let watch = move |event| {
+        reporter.tell(&event);
+        if let Err(error) = keep_adapter(&event, &model, &adapter) {
+            tracing::error!("cannot keep the adapter in {}: {error}", adapter.display());
+        }
+    };
+    let (device, connection) = device(&config, &base, trainer, watch)?;
+    let stop = CancellationToken::new();
+    tokio::spawn(stop_on_signal(stop.clone()));
+    let ended = device.run(stop).await;
+    let (up, down) = (connection.traffic().up(), connection.traffic().down());
+    tracing::info!(bytes_up = up, bytes_down = down, "traffic, before TLS");
+    match ended {
+        Ok(end) if end.completed => Ok(ExitCode::SUCCESS),
+        Ok(_) => Ok(ExitCode::from(EXIT_RUN_FAILED)),
+        Err(DriverError::Stopped) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    let terminated = async {
+        match terminate {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated => {}
+    }
+    stop.cancel();
+}
+
+/// Tells how much was found and which lines are bad; nothing of what they say.
+fn tell_data(found: &PrivateData) {
+    const SHOWN: usize = 10;
+    tracing::info!(examples = found.examples.len(), files = found.files, "private data");
+    for skipped in found.skipped.iter().take(SHOWN) {
+        tracing::warn!("left out: {skipped}");
+    }
+    if found.skipped.len() > SHOWN {
+        tracing::warn!("left out: {} more lines", found.skipped.len() - SHOWN);
+    }
+}
+
+fn generate_text(args: &GenerateArgs) -> Result<()> {
+    let (model, adapter) = match &args.model {
+        Some(model) => (model.clone(), args.adapter.clone()),
+        None => {
+            let config = ClientConfig::read(&args.config)?;
+            let adapter = args.adapter.clone().unwrap_or(config.adapter);
+            (config.model, Some(adapter))
+        }
+    };
+    let base = Base::open(&model)?;
+    let lora = match adapter.filter(|_| !args.base_only) {
+        Some(dir) => {
+            let (settings, adapter) = read_adapter(&dir, &base.local.config)?;
+            let (config, on) = (base.model.config(), base.model.device());
+            Some(Lora::frozen(&adapter, config, &settings, &on)?)
+        }
+        None => None,
+    };
+    let sampling = Sampling {
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        seed: Seed::from_number(args.seed),
+    };
+    let mut out = std::io::stdout();
+    write!(out, "{}", args.prompt)?;
+    let mut written = Ok(());
+    let mut stream = |piece: &str| {
+        if written.is_ok() {
+            written = write!(out, "{piece}").and_then(|()| out.flush());
+        }
+    };
+    let model = Arc::clone(&base.model);
+    generate(&model, lora.as_ref(), &base.tokenizer, &args.prompt, &sampling, &mut stream)?;
+    written?;
+    writeln!(out)?;
+    Ok(())
+}
+
+fn read_adapter(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Adapter)> {
+    let hint =
+        || format!("cannot read {}: take part in a run first, or use --base-only", dir.display());
+    let config = std::fs::read_to_string(dir.join(CONFIG_FILE)).with_context(hint)?;
+    let weights = std::fs::read(dir.join(WEIGHTS_FILE)).with_context(hint)?;
+    from_peft(&config, &weights, model).with_context(|| dir.display().to_string())
+}

@@ -1,0 +1,358 @@
+//! The calls of the wire contract over mutual TLS, with what went over the wire counted.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use floret_core::payload::Compression;
+use floret_core::{Adapter, ClientUpdate, Layout, Receipt, Round, Version};
+use floret_device::Input;
+use floret_device::session::RunEnd;
+use floret_proto::convert::ReportHeader;
+use floret_proto::limits::{CHUNK_BYTES, MESSAGE_BYTES_MAX, PROTOCOL, REASON_KEY, RETRY_AFTER_KEY};
+use floret_proto::v1;
+use floret_proto::v1::federation_client::FederationClient;
+use prost::Message;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
+
+/// Longest wait for the answer to a small call, and for each chunk of a long one.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bytes that gRPC puts before each message.
+const FRAME: usize = 5;
+
+/// Who this device is, and whom it believes; PEM.
+pub struct Credentials {
+    ca: Vec<u8>,
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// A file of credentials that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {path}: {source}")]
+pub struct UnreadableCredentials {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+impl Credentials {
+    /// Reads the authority's certificate, the device's certificate and its key.
+    ///
+    /// # Errors
+    /// The first file that cannot be read.
+    pub fn read(ca: &Path, certificate: &Path, key: &Path) -> Result<Self, UnreadableCredentials> {
+        let read = |path: &Path| {
+            std::fs::read(path)
+                .map_err(|source| UnreadableCredentials { path: path.into(), source })
+        };
+        Ok(Self { ca: read(ca)?, certificate: read(certificate)?, key: read(key)? })
+    }
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credentials(..)")
+    }
+}
+
+/// Bytes of gRPC messages so far, before TLS.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    up: AtomicU64,
+    down: AtomicU64,
+}
+
+impl Traffic {
+    /// Bytes sent.
+    #[must_use]
+    pub fn up(&self) -> u64 {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    /// Bytes received.
+    #[must_use]
+    pub fn down(&self) -> u64 {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    fn sent(&self, message: &impl Message) {
+        self.up.fetch_add((message.encoded_len() + FRAME) as u64, Ordering::Relaxed);
+    }
+
+    fn received(&self, message: &impl Message) {
+        self.down.fetch_add((message.encoded_len() + FRAME) as u64, Ordering::Relaxed);
+    }
+}
+
+/// A call that gave no answer that counts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The server cannot be reached, or is busy: try again.
+    #[error("{message}")]
+    Unavailable {
+        /// What happened.
+        message: String,
+        /// Not earlier than this, if the server said so.
+        after: Option<Duration>,
+    },
+    /// The server refused, with its reason.
+    #[error("{message}")]
+    Refused {
+        /// The reason as one word; empty if the server gave none.
+        code: String,
+        /// The reason for people.
+        message: String,
+    },
+    /// The two sides do not believe each other's certificate: trying again does not help.
+    #[error(
+        "the server and this device do not accept each other: {0}; check that ca, certificate and \
+         key come from this server's `enroll`"
+    )]
+    NotTrusted(String),
+    /// The server's answer breaks the contract.
+    #[error("the server's answer breaks the contract: {0}")]
+    Contract(String),
+}
+
+/// A connection to the server; it is opened when first used, and again when it was lost.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    client: FederationClient<Channel>,
+    traffic: Arc<Traffic>,
+}
+
+impl Connection {
+    /// A connection to `server`, such as `https://floret.example:7878`.
+    ///
+    /// # Errors
+    /// An address or PEM that cannot be used.
+    pub fn new(server: &str, credentials: &Credentials) -> Result<Self, tonic::transport::Error> {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&credentials.ca))
+            .identity(Identity::from_pem(&credentials.certificate, &credentials.key));
+        let channel = Endpoint::from_shared(server.to_owned())?
+            .tls_config(tls)?
+            .connect_timeout(Duration::from_secs(20))
+            .http2_keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(20))
+            .connect_lazy();
+        let client = FederationClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Self { client, traffic: Arc::default() })
+    }
+
+    /// What went over it so far.
+    #[must_use]
+    pub fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+
+    /// Asks for work. A window is answered as its two ends.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn check_in(&mut self) -> Result<CheckIn, CallError> {
+        let compressions = [Compression::None, Compression::Int8];
+        let request = v1::CheckInRequest {
+            protocol_min: PROTOCOL,
+            protocol_max: PROTOCOL,
+            compressions: compressions.map(|one| v1::Compression::from(one).into()).to_vec(),
+        };
+        self.traffic.sent(&request);
+        let response = patiently(self.client.check_in(request)).await?;
+        self.traffic.received(&response);
+        let missing = || CallError::Contract("the answer to a check-in is empty".to_owned());
+        match response.answer.ok_or_else(missing)? {
+            v1::check_in_response::Answer::Plan(plan) => {
+                let plan = plan.try_into();
+                let plan = plan.map_err(|error| CallError::Contract(format!("{error}")))?;
+                Ok(CheckIn::Answer(Input::Assigned(Box::new(plan))))
+            }
+            v1::check_in_response::Answer::Retry(window) => Ok(CheckIn::ComeBack {
+                earliest: Duration::from_millis(window.earliest_ms),
+                latest: Duration::from_millis(window.latest_ms),
+            }),
+            v1::check_in_response::Answer::End(end) => {
+                let (completed, version) = (end.completed, Version(end.version));
+                let end = RunEnd { completed, version, message: end.message };
+                Ok(CheckIn::Answer(Input::RunEnded(end)))
+            }
+        }
+    }
+
+    /// Fetches an adapter; no more bytes are taken than its layout has.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn fetch_adapter(
+        &mut self,
+        version: Version,
+        layout: Arc<Layout>,
+    ) -> Result<Adapter, CallError> {
+        let request = v1::FetchAdapterRequest { version: version.0 };
+        self.traffic.sent(&request);
+        let mut chunks = patiently(self.client.fetch_adapter(request)).await?;
+        let mut bytes = Vec::with_capacity(layout.bytes());
+        loop {
+            let next = tokio::time::timeout(PATIENCE, chunks.message()).await;
+            let Some(chunk) = next.map_err(|_| too_slow())?.map_err(explain)? else { break };
+            self.traffic.received(&chunk);
+            if bytes.len() + chunk.data.len() > layout.bytes() {
+                let size = layout.bytes();
+                return Err(CallError::Contract(format!(
+                    "the adapter is larger than {size} bytes"
+                )));
+            }
+            bytes.extend_from_slice(&chunk.data);
+        }
+        Adapter::from_bytes(layout, &bytes).map_err(|error| CallError::Contract(error.to_string()))
+    }
+
+    /// Sends an update.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn report(
+        &mut self,
+        update: &ClientUpdate,
+        patience: Duration,
+    ) -> Result<Receipt, CallError> {
+        let chunks = report_chunks(update);
+        for chunk in &chunks {
+            self.traffic.sent(chunk);
+        }
+        let call = self.client.report(tokio_stream::iter(chunks));
+        let response = tokio::time::timeout(patience.max(PATIENCE), call).await;
+        let response = response.map_err(|_| too_slow())?.map_err(explain)?.into_inner();
+        self.traffic.received(&response);
+        let receipt = Receipt::try_from(response);
+        receipt.map_err(|error| CallError::Contract(error.to_string()))
+    }
+
+    /// Tells that this device gives nothing in `round`.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn decline(&mut self, round: Round, reason: &str) -> Result<(), CallError> {
+        let request = v1::DeclineRequest { round: round.0, reason: reason.to_owned() };
+        self.traffic.sent(&request);
+        let response = patiently(self.client.decline(request)).await?;
+        self.traffic.received(&response);
+        Ok(())
+    }
+}
+
+/// The answer to a check-in.
+#[derive(Debug)]
+pub enum CheckIn {
+    /// Work, or the end of the run.
+    Answer(Input),
+    /// Nothing for now.
+    ComeBack {
+        /// Not earlier than this from now.
+        earliest: Duration,
+        /// Not later than this from now.
+        latest: Duration,
+    },
+}
+
+fn report_chunks(update: &ClientUpdate) -> Vec<v1::ReportChunk> {
+    let bytes = update.payload.bytes();
+    let header = ReportHeader {
+        round: update.round,
+        num_examples: update.num_examples,
+        payload_bytes: bytes.len(),
+        payload_digest: update.payload.digest(),
+    };
+    let header = v1::report_chunk::Part::Header(header.into());
+    let data = bytes.chunks(CHUNK_BYTES).map(|chunk| v1::report_chunk::Part::Data(chunk.into()));
+    let parts = std::iter::once(header).chain(data);
+    parts.map(|part| v1::ReportChunk { part: Some(part) }).collect()
+}
+
+async fn patiently<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, CallError> {
+    let response = tokio::time::timeout(PATIENCE, call).await.map_err(|_| too_slow())?;
+    response.map(tonic::Response::into_inner).map_err(explain)
+}
+
+fn too_slow() -> CallError {
+    let message = format!("the server did not answer within {} s", PATIENCE.as_secs());
+    CallError::Unavailable { message, after: None }
+}
+
+/// What a failed call means for the device.
+fn explain(status: Status) -> CallError {
+    let metadata = |key| status.metadata().get(key).and_then(|value| value.to_str().ok());
+    let mut message = status.message().to_owned();
+    let mut cause = std::error::Error::source(&status);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if text.contains("fatal alert") || text.contains("invalid peer certificate") {
+            return CallError::NotTrusted(text);
+        }
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        cause = error.source();
+    }
+    let code = metadata(REASON_KEY).unwrap_or_default().to_owned();
+    let transport = matches!(
+        status.code(),
+        Code::Unavailable
+            | Code::ResourceExhausted
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::Internal
+    );
+    // A digest that does not match is damage on the way: the same bytes are sent again.
+    if code == "wrong-digest"
+        || (transport && code.is_empty())
+        || status.code() == Code::Unavailable
+    {
+        let after = metadata(RETRY_AFTER_KEY).and_then(|ms| ms.parse().ok());
+        return CallError::Unavailable { message, after: after.map(Duration::from_millis) };
+    }
+    CallError::Refused { code, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(code: Code, reason: &'static str, retry: &'static str) -> Status {
+        let mut status = Status::new(code, "words");
+        for (key, value) in [(REASON_KEY, reason), (RETRY_AFTER_KEY, retry)] {
+            if !value.is_empty() {
+                status.metadata_mut().insert(key, value.parse().unwrap());
+            }
+        }
+        status
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let after = Some(Duration::from_millis(1500));
+        let busy = explain(status(Code::ResourceExhausted, "", "1500"));
+        assert_eq!(busy, CallError::Unavailable { message: "words".into(), after });
+        let damaged = explain(status(Code::DataLoss, "wrong-digest", ""));
+        assert!(matches!(damaged, CallError::Unavailable { .. }));
+        let refused = explain(status(Code::InvalidArgument, "not-finite", ""));
+        assert!(matches!(refused, CallError::Refused { code, .. } if code == "not-finite"));
+    }
+
+    #[test]
+    fn reports_are_cut_into_chunks_that_both_sides_accept() {
+        let payload = floret_core::Payload::from_bytes(vec![7; 2 * CHUNK_BYTES + 1]);
+        let update = ClientUpdate { round: Round(1), num_examples: 3, payload };
+        let chunks = report_chunks(&update);
+        assert_eq!(chunks.len(), 4);
+        assert!(chunks.iter().all(|chunk| chunk.encoded_len() <= MESSAGE_BYTES_MAX));
+    }
+}

@@ -1,0 +1,132 @@
+//! From a configuration to a device that is ready to run.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use floret_core::{ClientId, Seed};
+use floret_device::{LocalModel, Session};
+use floret_model::{
+    Checkpoint, InvalidCheckpoint, InvalidTokenizer, LocalData, LocalTrainer, NotTokenizable,
+    Tokenizer, Transformer, cpu,
+};
+
+use crate::backoff::Backoff;
+use crate::config::ClientConfig;
+use crate::connection::{Connection, Credentials, UnreadableCredentials};
+use crate::data::{NoData, PrivateData, read_examples};
+use crate::driver::{Device, Event};
+use crate::training_thread::TrainingThread;
+
+/// A base model on this device; devices in one process share it.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// The transformer.
+    pub model: Arc<Transformer>,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// What a plan is compared with.
+    pub local: LocalModel,
+}
+
+/// A device that cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The base model.
+    #[error(transparent)]
+    Checkpoint(#[from] InvalidCheckpoint),
+    /// Its tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] InvalidTokenizer),
+    /// The private data.
+    #[error(transparent)]
+    Data(#[from] NoData),
+    /// An example that the tokenizer has no rule for.
+    #[error(transparent)]
+    NotTokenizable(#[from] NotTokenizable),
+    /// Certificates or key.
+    #[error(transparent)]
+    Credentials(#[from] UnreadableCredentials),
+    /// An address or PEM that cannot be used.
+    #[error("cannot use server, ca, certificate or key: {0}")]
+    Connection(#[from] tonic::transport::Error),
+    /// No thread, or no randomness from the operating system.
+    #[error("the operating system gave no {what}: {reason}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// What it said.
+        reason: String,
+    },
+}
+
+fn system(what: &'static str) -> impl Fn(&dyn std::fmt::Display) -> SetupError {
+    move |reason| SetupError::System { what, reason: reason.to_string() }
+}
+
+impl Base {
+    /// Loads the Hugging Face directory `dir`.
+    ///
+    /// # Errors
+    /// A checkpoint or tokenizer that cannot be used.
+    pub fn open(dir: &Path) -> Result<Self, SetupError> {
+        let checkpoint = Checkpoint::open(dir)?;
+        let config = checkpoint.config().clone();
+        let tokenizer = Tokenizer::open(&dir.join("tokenizer.json"), &config)?;
+        let digests = checkpoint.digests()?;
+        let model = checkpoint.load(&cpu())?;
+        let local = LocalModel { config, digests };
+        Ok(Self { model: Arc::new(model), tokenizer: Arc::new(tokenizer), local })
+    }
+
+    /// Reads and tokenizes the examples at `path`.
+    ///
+    /// # Errors
+    /// No example, or one that the tokenizer has no rule for.
+    pub fn read_data(
+        &self,
+        path: &Path,
+        holdout: f64,
+    ) -> Result<(LocalData, PrivateData), SetupError> {
+        let found = read_examples(path)?;
+        let (examples, config) = (&found.examples, &self.local.config);
+        let data = LocalData::new(examples, holdout, &self.tokenizer, config)?;
+        Ok((data, found))
+    }
+}
+
+/// A thread that trains `clients` on `base`, with `threads` threads for the arithmetic.
+///
+/// # Errors
+/// The operating system gave no thread.
+pub fn spawn_training(
+    base: &Base,
+    clients: impl IntoIterator<Item = (ClientId, LocalData)>,
+    threads: usize,
+) -> Result<TrainingThread, SetupError> {
+    let trainer = LocalTrainer::new(Arc::clone(&base.model), threads);
+    let mut trainer = trainer.map_err(|error| system("thread")(&error))?;
+    for (client, data) in clients {
+        trainer.insert(client, data);
+    }
+    TrainingThread::spawn(trainer).map_err(|error| system("thread")(&error))
+}
+
+/// The device that `config` describes, trained by `trainer`; `watch` hears what it does.
+///
+/// # Errors
+/// Credentials or an address that cannot be used.
+pub fn device(
+    config: &ClientConfig,
+    base: &Base,
+    trainer: TrainingThread,
+    watch: impl Fn(Event) + Send + Sync + 'static,
+) -> Result<(Device, Connection), SetupError> {
+    let credentials = Credentials::read(&config.ca, &config.certificate, &config.key)?;
+    let connection = Connection::new(&config.server, &credentials)?;
+    let session = Session::new(config.name.clone(), base.local.clone(), config.limits.clone());
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| system("randomness")(&error))?;
+    let backoff = Backoff::new(Seed(seed).stream());
+    let device = Device::new(session, connection.clone(), trainer, backoff, watch);
+    Ok((device, connection))
+}
