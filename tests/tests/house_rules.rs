@@ -1,0 +1,111 @@
+//! Who may import whom, as ARCHITECTURE.md says it. Each rule that is broken fails with a sentence.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Names of all packages that `package` is built from, itself left out.
+fn dependencies(package: &str) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args(["tree", "--offline", "--locked", "-e", "normal", "--prefix", "none"])
+        .args(["--format", "{p}", "--all-features", "-p", package])
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cargo tree -p {package}: {error}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let names = text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned);
+    names.filter(|name| name != package && !name.is_empty()).collect()
+}
+
+/// Whether `name` is `stem` or one of its parts, as burn-flex is one of burn.
+fn is(name: &str, stem: &str) -> bool {
+    name == stem || name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('-'))
+}
+
+#[test]
+fn packages_import_only_what_the_plan_permits() {
+    let io = ["tokio", "tonic", "hyper", "burn", "getrandom", "rustls", "axum", "tempfile"];
+    let pure = ["core", "privacy", "device", "aggregator", "simulation"];
+    let mut rules: Vec<(&str, &str, &str)> = vec![
+        ("server", "burn", "the server needs no tensors: layouts and adapters live in core"),
+        ("server", "floret-model", "the server needs no tensors: layouts and adapters live in core"),
+        ("server", "floret-device", "the two sides of a round meet on the wire alone"),
+        ("server", "floret-client", "the two sides of a round meet on the wire alone"),
+        ("client", "floret-aggregator", "the two sides of a round meet on the wire alone"),
+        ("client", "floret-server", "the two sides of a round meet on the wire alone"),
+        ("device", "floret-aggregator", "the two sides of a round meet on the wire alone"),
+        ("aggregator", "floret-device", "the two sides of a round meet on the wire alone"),
+        ("proto", "floret-device", "the wire contract speaks core types alone"),
+        ("proto", "floret-aggregator", "the wire contract speaks core types alone"),
+        ("proto", "floret-model", "the wire contract speaks core types alone"),
+        ("core", "floret-proto", "core is below the wire"),
+        ("privacy", "floret-core", "privacy works on flat vectors alone"),
+    ];
+    for package in pure {
+        for name in io {
+            rules.push((package, name, "the rules below do no I/O; shells do"));
+        }
+    }
+    let mut broken = Vec::new();
+    let packages: BTreeSet<&str> = rules.iter().map(|(package, ..)| *package).collect();
+    for package in packages {
+        let built_from = dependencies(&format!("floret-{package}"));
+        for (_, forbidden, why) in rules.iter().filter(|(of, ..)| *of == package) {
+            if let Some(name) = built_from.iter().find(|name| is(name, forbidden)) {
+                broken.push(format!("floret-{package} must not be built from {name}: {why}."));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn the_rules_below_touch_no_file_socket_clock_or_environment() {
+    let forbidden =
+        ["std::fs", "std::net", "std::env", "std::process", "Instant::now", "SystemTime", "std::thread"];
+    let mut broken = Vec::new();
+    for package in ["core", "privacy", "device", "aggregator", "simulation"] {
+        for file in sources(&root().join("crates").join(package).join("src")) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            for name in forbidden.iter().filter(|name| text.contains(**name)) {
+                broken.push(format!("{} uses {name}: let the shell do it.", file.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn files_stay_readable() {
+    let mut long = Vec::new();
+    for folder in ["client/src", "server/src", "proto/src", "crates", "examples/src"] {
+        for file in sources(&root().join(folder)) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let production = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let lines = production.lines().count();
+            if lines > 500 && !file.ends_with("tests.rs") {
+                long.push(format!("{} has {lines} lines: make it two rooms.", file.display()));
+            }
+        }
+    }
+    assert!(long.is_empty(), "\n{}", long.join("\n"));
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
