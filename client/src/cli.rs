@@ -98,6 +98,7 @@ pub(crate) fn main(cli: Cli) -> ExitCode {
 fn init_logs(format: LogFormat) {
     let filter = EnvFilter::try_from_env("FLORET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = logs.with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => logs.with_target(false).init(),
         LogFormat::Json => logs.json().init(),

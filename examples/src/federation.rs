@@ -170,7 +170,9 @@ async fn run_devices(
     trainers: &[TrainingThread],
 ) -> Result<Vec<(u64, u64, u64)>> {
     let mut running = JoinSet::new();
-    for (index, (participant, trainer)) in participants.iter().zip(trainers.iter().cycle()).enumerate() {
+    for (index, (participant, trainer)) in
+        participants.iter().zip(trainers.iter().cycle()).enumerate()
+    {
         let config = settings.enroll(participant)?;
         let name = participant.name.clone();
         let (counted, updates) = tokio::sync::watch::channel(0);

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use floret_client::setup::Base;
-use floret_client::{Backoff, ClientConfig, Connection, Credentials, Device, Event, TrainingThread};
+use floret_client::{
+    Backoff, ClientConfig, Connection, Credentials, Device, Event, TrainingThread,
+};
 use floret_core::seed::{Purpose, uniform_f32};
 use floret_core::{ClientId, Seed};
 use floret_device::{

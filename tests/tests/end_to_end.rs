@@ -117,7 +117,8 @@ async fn a_run_completes_among_devices_that_fail() {
 
 fn toy_settings(stage: &mut Stage, rounds: u32, devices: u32) {
     stage.config.run.rounds = rounds;
-    stage.config.cohort = CohortConfig { size: devices, quorum: devices, ..CohortConfig::default() };
+    stage.config.cohort =
+        CohortConfig { size: devices, quorum: devices, ..CohortConfig::default() };
 }
 
 /// Runs toy devices against `server` until the run is over.
@@ -212,7 +213,8 @@ async fn the_same_seed_trains_the_same_adapter() {
     assert_ne!(train(6).await.adapter_digest, first.adapter_digest);
     assert_eq!((first.updates_accepted, first.updates_rejected), (4, 0));
     let loss = |after: bool| {
-        let pick = |device: &federation::DeviceResult| if after { device.after } else { device.before };
+        let pick =
+            |device: &federation::DeviceResult| if after { device.after } else { device.before };
         federation::pooled(first.devices.iter().map(pick))
     };
     assert!(loss(true) < loss(false), "{} -> {}", loss(false), loss(true));

@@ -34,7 +34,11 @@ fn packages_import_only_what_the_plan_permits() {
     let pure = ["core", "privacy", "device", "aggregator", "simulation"];
     let mut rules: Vec<(&str, &str, &str)> = vec![
         ("server", "burn", "the server needs no tensors: layouts and adapters live in core"),
-        ("server", "floret-model", "the server needs no tensors: layouts and adapters live in core"),
+        (
+            "server",
+            "floret-model",
+            "the server needs no tensors: layouts and adapters live in core",
+        ),
         ("server", "floret-device", "the two sides of a round meet on the wire alone"),
         ("server", "floret-client", "the two sides of a round meet on the wire alone"),
         ("client", "floret-aggregator", "the two sides of a round meet on the wire alone"),
@@ -67,8 +71,15 @@ fn packages_import_only_what_the_plan_permits() {
 
 #[test]
 fn the_rules_below_touch_no_file_socket_clock_or_environment() {
-    let forbidden =
-        ["std::fs", "std::net", "std::env", "std::process", "Instant::now", "SystemTime", "std::thread"];
+    let forbidden = [
+        "std::fs",
+        "std::net",
+        "std::env",
+        "std::process",
+        "Instant::now",
+        "SystemTime",
+        "std::thread",
+    ];
     let mut broken = Vec::new();
     for package in ["core", "privacy", "device", "aggregator", "simulation"] {
         for file in sources(&root().join("crates").join(package).join("src")) {

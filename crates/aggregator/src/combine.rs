@@ -27,7 +27,7 @@ impl WeightedMean {
     /// Whether `cohort` updates of weight `max_weight` fit the accumulator.
     #[must_use]
     pub fn fits(cohort: u32, max_weight: u32) -> bool {
-        let largest = u128::from(cohort) * u128::from(max_weight) << GRID_BITS;
+        let largest = (u128::from(cohort) * u128::from(max_weight)) << GRID_BITS;
         largest <= i64::MAX as u128
     }
 

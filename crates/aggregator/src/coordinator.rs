@@ -261,11 +261,11 @@ impl Coordinator {
                 self.state.round = round;
                 self.phase = Phase::Training(open);
             }
-            (Record::Accepted { client, receipt, delta }, Phase::Training(training)) => {
-                if training.awaits(&client) {
-                    training.accept(client, receipt, &delta);
-                    totals.updates_accepted += 1;
-                }
+            (Record::Accepted { client, receipt, delta }, Phase::Training(training))
+                if training.awaits(&client) =>
+            {
+                training.accept(client, receipt, &delta);
+                totals.updates_accepted += 1;
             }
             (Record::Refused { client, rejection }, Phase::Training(training)) => {
                 training.refuse(client, rejection.to_string());

@@ -43,7 +43,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingConfig {
-    /// Optimizer steps at most; fewer if the device has fewer tokens (one pass over its data).
+    /// Optimizer steps: a device with little data goes over it again, in a new order each time.
     pub max_steps: u32,
     /// Sequences per micro-batch.
     pub batch_size: u32,

@@ -12,6 +12,9 @@ use clap::Parser;
 use floret_examples::federation::{DeviceResult, Outcome, Participant, pooled, run};
 use floret_examples::logs;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Fine-tunes one adapter on four private texts that never leave their devices.
 #[derive(Debug, Parser)]
 struct Args {
@@ -51,18 +54,21 @@ async fn main() -> Result<()> {
         config.timing.retry_min_s = 0.05;
         config.timing.retry_max_s = 0.2;
     };
-    let outcome = run(&work.join("server"), &here.join("model"), &participants, adjust, &out);
-    let outcome = outcome.await.with_context(|| format!("files are in {}", work.display()))?;
+    let (home, model) = (work.join("server"), here.join("model"));
+    let outcome = run(&home, &model, &participants, adjust, &out).await;
+    let outcome = outcome.with_context(|| format!("files are in {}", work.display()))?;
     print_table(&outcome);
     println!("\nThe adapter (PEFT) is in {}", out.display());
-    println!("The server's directory, certificates and state are in {}", work.join("server").display());
+    println!("The server's directory, certificates and state are in {}", home.display());
     Ok(())
 }
 
 fn print_table(outcome: &Outcome) {
     let seconds = outcome.duration.as_secs_f64();
     println!("\n{} in {seconds:.0} s; {} updates\n", outcome.end.message, outcome.updates_accepted);
-    println!("Loss per token on each device's held-out texts, in nats, and gRPC bytes before TLS:\n");
+    println!(
+        "Loss per token on each device's held-out texts, in nats, and gRPC bytes before TLS:\n"
+    );
     println!(
         "{:<12} {:>8} {:>12} {:>12} {:>8} {:>11} {:>11}",
         "device", "examples", "loss before", "loss after", "change", "bytes up", "bytes down"

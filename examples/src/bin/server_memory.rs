@@ -29,6 +29,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A shape whose adapter of rank 8 on q and v has 1,048,576 values.
 const SHAPE: &str = r#"{"model_type": "llama", "hidden_size": 512, "intermediate_size": 64,
     "vocab_size": 64, "num_hidden_layers": 64, "num_attention_heads": 8}"#;
@@ -114,7 +117,8 @@ async fn measure(cohort: u32, rounds: u32) -> Result<Measured> {
     std::fs::write(model.join("config.json"), SHAPE)?;
     std::fs::write(model.join("model.safetensors"), "weights")?;
     std::fs::write(model.join("tokenizer.json"), "{}")?;
-    let home = floret_server::init(&folder.path().join("server"), &model, &ServerSection::default())?;
+    let home =
+        floret_server::init(&folder.path().join("server"), &model, &ServerSection::default())?;
     let mut config = Config::load(&home)?;
     config.run.rounds = rounds;
     config.cohort.size = cohort;
@@ -130,7 +134,8 @@ async fn measure(cohort: u32, rounds: u32) -> Result<Measured> {
     let mut devices = JoinSet::new();
     for index in 0..cohort {
         let name = format!("device-{index}").parse()?;
-        let (out, url) = (folder.path().join(format!("{name}")), format!("https://{}", server.address));
+        let (out, url) =
+            (folder.path().join(format!("{name}")), format!("https://{}", server.address));
         let enrolment = Enrolment { name: &name, out: &out, server: &url, force: false };
         floret_server::enroll(&home, &config, &enrolment)?;
         let settings = ClientConfig::read(&out.join("client.toml"))?;

@@ -17,6 +17,9 @@ use floret_examples::federation::{Outcome, Participant, pooled, run};
 use floret_examples::logs;
 use serde::{Deserialize, Serialize};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Fine-tunes one adapter on the speeches of many speakers, each a device of its own.
 #[derive(Debug, Parser)]
 struct Args {
@@ -96,11 +99,17 @@ async fn main() -> Result<()> {
         config.timing.retry_max_s = 0.25;
     };
     let out = args.out.clone().unwrap_or_else(|| work.path().join("adapter"));
-    let outcome = run(&work.path().join("server"), &args.model, &participants, adjust, &out).await?;
+    let outcome =
+        run(&work.path().join("server"), &args.model, &participants, adjust, &out).await?;
     let report = report(&outcome);
     for device in &outcome.devices {
         let (before, after) = (device.before.loss(), device.after.loss());
-        println!("{:<28} {:.3} -> {:.3}", device.name.as_str(), before.unwrap_or(f64::NAN), after.unwrap_or(f64::NAN));
+        println!(
+            "{:<28} {:.3} -> {:.3}",
+            device.name.as_str(),
+            before.unwrap_or(f64::NAN),
+            after.unwrap_or(f64::NAN)
+        );
     }
     let change = 100.0 * (report.loss_after / report.loss_before - 1.0);
     println!("all: {:.4} -> {:.4} ({change:+.1}%)", report.loss_before, report.loss_after);
@@ -129,7 +138,8 @@ fn report(outcome: &Outcome) -> Report {
 
 /// The `count` speakers with most characters, each with the speeches in the order of `idx`.
 fn read_speakers(path: &Path, count: usize) -> Result<Vec<(String, Vec<Speech>)>> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut speakers: BTreeMap<String, Vec<Speech>> = BTreeMap::new();
     for (index, line) in text.lines().enumerate() {
         let place = || format!("{} line {}", path.display(), index + 1);
@@ -155,9 +165,9 @@ fn write_participants(dir: &Path, speakers: &[(String, Vec<Speech>)]) -> Result<
         let name = client_id(index, name)?;
         let data = dir.join(name.as_str());
         fs::create_dir_all(&data)?;
-        let rows = speeches.iter().map(|speech| {
-            serde_json::json!({ "text": speech.text }).to_string() + "\n"
-        });
+        let rows = speeches
+            .iter()
+            .map(|speech| serde_json::json!({ "text": speech.text }).to_string() + "\n");
         fs::write(data.join("speeches.jsonl"), rows.collect::<String>())?;
         Ok(Participant { name, data })
     };
