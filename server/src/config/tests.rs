@@ -1,0 +1,97 @@
+use toml::{Table, Value};
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, InvalidConfigFile> {
+    from_toml("server.toml", text)
+}
+
+fn keys(prefix: &str, table: &Table, found: &mut Vec<String>) {
+    for (key, value) in table {
+        let path = format!("{prefix}{key}");
+        match value {
+            Value::Table(table) => keys(&format!("{path}."), table, found),
+            _ => found.push(path),
+        }
+    }
+}
+
+#[test]
+fn the_sample_is_the_defaults_and_names_every_option() {
+    assert_eq!(parse(SAMPLE).unwrap(), Config::default());
+    let uncommented = SAMPLE.replace("# seed", "seed");
+    assert_eq!(parse(&uncommented).unwrap().run.seed, Some(FixedSeed(42)));
+    let bare: Vec<&str> = SAMPLE.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(parse(&bare.join("\n")).unwrap(), Config::default());
+
+    let run = RunSection { seed: Some(FixedSeed(42)), ..RunSection::default() };
+    let all = toml::to_string(&Config { run, ..Config::default() }).unwrap();
+    let [all, sample] = [all.as_str(), uncommented.as_str()].map(|text| {
+        let mut found = Vec::new();
+        keys("", &text.parse().unwrap(), &mut found);
+        found.sort();
+        found
+    });
+    assert_eq!(all, sample, "an option is missing from sample.toml");
+}
+
+#[test]
+fn every_option_may_be_left_out() {
+    assert_eq!(parse("version = 1").unwrap(), Config::default());
+    assert!(Config::default().validate().is_ok());
+}
+
+#[test]
+fn unknown_keys_name_the_nearest() {
+    for (known, typo) in [("quorum", "quorun"), ("max_connections", "max_conections")] {
+        let error = parse(&SAMPLE.replace(&format!("\n{known}"), &format!("\n{typo}")));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(&format!("did you mean `{known}`?")), "{error}");
+    }
+}
+
+#[test]
+fn values_out_of_range_are_named() {
+    type Break = fn(&mut Config);
+    let breaks: [(Break, &str); 4] = [
+        (|config| config.limits.max_connections = 0, "limits.max_connections"),
+        (|config| config.limits.request_timeout_s = f64::NAN, "limits.request_timeout_s"),
+        (|config| config.timing.retry_max_s = -1.0, "timing.retry_max_s"),
+        (|config| config.server.hosts.clear(), "server.hosts"),
+    ];
+    for (break_it, key) in breaks {
+        let mut config = Config::default();
+        break_it(&mut config);
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.starts_with(key), "{error}");
+    }
+}
+
+#[test]
+fn seeds_come_from_the_number_or_the_file_and_are_not_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::new(dir.path());
+    let digest = floret_core::Digest::of(b"");
+    let base = BaseDigests { base: digest, tokenizer: digest };
+    let mut config = Config::default();
+    let error = config.run_config(&home, base).unwrap_err().to_string();
+    assert!(error.contains("run.seed") && error.contains("missing"), "{error}");
+
+    let seed = Seed([7; 32]);
+    files::create_dir(&dir.path().join("secrets"), files::Access::Private).unwrap();
+    files::replace(&home.seed(), files::Access::Private, String::from(seed.clone()).as_bytes())
+        .unwrap();
+    assert_eq!(config.run_config(&home, base).unwrap().seed, seed);
+
+    config.run.seed = Some(FixedSeed(123_456));
+    assert_eq!(config.run_config(&home, base).unwrap().seed, Seed::from_number(123_456));
+    assert!(!format!("{config:?}").contains("123456"));
+}
+
+#[test]
+fn urls_use_the_first_host() {
+    let mut config = Config::default();
+    assert_eq!(config.url(), "https://localhost:7878");
+    config.server.hosts = vec!["::1".into()];
+    assert_eq!(config.url(), "https://[::1]:7878");
+}

@@ -1,0 +1,83 @@
+//! `enroll`: what a device needs to take part.
+
+use std::fs;
+use std::path::Path;
+
+use floret_core::ClientId;
+use toml::Value;
+
+use crate::authority::Authority;
+use crate::config::Config;
+use crate::error::CommandError;
+use crate::files::{self, Access};
+use crate::home::Home;
+
+/// A device to enrol.
+#[derive(Debug, Clone, Copy)]
+pub struct Enrolment<'a> {
+    /// Its name, which its certificate proves.
+    pub name: &'a ClientId,
+    /// Folder for its files.
+    pub out: &'a Path,
+    /// Where it finds the server, such as `https://127.0.0.1:7878`.
+    pub server: &'a str,
+    /// Replace an enrolment of this name: the way to renew a certificate. An existing
+    /// `client.toml` is kept.
+    pub force: bool,
+}
+
+/// Writes the folder of a device: `ca.pem`, `cert.pem`, `key.pem` (readable by its owner alone)
+/// and `client.toml`. The key exists nowhere else.
+///
+/// # Errors
+/// A device or folder that is there already, unless forced; an authority whose files are missing
+/// or damaged; a file that cannot be written.
+pub fn enroll(home: &Home, config: &Config, enrolment: &Enrolment<'_>) -> Result<(), CommandError> {
+    let Enrolment { name, out, force, .. } = *enrolment;
+    let record = home.devices().join(format!("{name}.pem"));
+    let [key, certificate, settings] =
+        ["key.pem", "cert.pem", "client.toml"].map(|file| out.join(file));
+    for path in [&record, &key, &certificate, &settings] {
+        if !force && path.exists() {
+            let hint = "the device is enrolled; add --force to give it a new key and certificate";
+            return Err(CommandError::Exists { path: path.clone(), hint });
+        }
+    }
+    let credentials = Authority::load(home)?.issue_device(name)?;
+    let ca = files::read(&home.ca_certificate())?;
+    files::create_dir(out, Access::Shared)?;
+    files::create_dir(&home.devices(), Access::Shared)?;
+    files::replace(&out.join("ca.pem"), Access::Shared, &ca)?;
+    files::replace(&key, Access::Private, credentials.key.as_bytes())?;
+    files::replace(&certificate, Access::Shared, credentials.certificate.as_bytes())?;
+    if !settings.exists() {
+        let text = client_settings(home, config, enrolment);
+        files::replace(&settings, Access::Shared, text.as_bytes())?;
+    }
+    Ok(files::replace(&record, Access::Shared, credentials.certificate.as_bytes())?)
+}
+
+/// A `client.toml`. The base model's path is the server's, in case both share a machine.
+fn client_settings(home: &Home, config: &Config, enrolment: &Enrolment<'_>) -> String {
+    let quote = |text: &str| Value::String(text.to_owned());
+    let model = config.model_dir(home);
+    let model = fs::canonicalize(&model).unwrap_or(model);
+    let (server, name) = (quote(enrolment.server), quote(enrolment.name.as_str()));
+    let model = quote(&model.display().to_string());
+    format!(
+        "# Settings of a Floret device. Paths are relative to this file.\n\
+         version = 1\n\
+         # The server; its host must be one of those in the server's certificate.\n\
+         server = {server}\n\
+         # For people: what counts is the name in the certificate.\n\
+         name = {name}\n\
+         # The run's authority, and this device's certificate and private key.\n\
+         ca = \"ca.pem\"\n\
+         certificate = \"cert.pem\"\n\
+         key = \"key.pem\"\n\
+         # Hugging Face directory of the base model, with the same files as the server's.\n\
+         model = {model}\n\
+         # Folder or file of .txt and .jsonl to train on; it never leaves the device.\n\
+         data = \"data\"\n"
+    )
+}

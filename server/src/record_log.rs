@@ -1,0 +1,45 @@
+//! One structured line for each fact of the run. Never a payload's values.
+
+use floret_aggregator::{Record, RoundSummary};
+use tracing::{debug, info, warn};
+
+pub(crate) fn log(record: &Record) {
+    match record {
+        Record::CheckedIn { client, .. } => debug!(%client, "checked in"),
+        Record::RoundOpened { round, cohort, .. } => {
+            info!(%round, cohort = cohort.len(), "round opened");
+        }
+        Record::Accepted { client, receipt, .. } => {
+            let payload = receipt.payload_digest.short();
+            info!(round = %receipt.round, %client, weight = receipt.weight, payload, "update accepted");
+        }
+        Record::Refused { client, rejection } => {
+            warn!(%client, reason = rejection.code(), detail = %rejection, "update refused");
+        }
+        Record::Declined { client, reason } => info!(%client, reason, "assignment declined"),
+        Record::RoundCommitted { summary, adapter, .. } => {
+            let adapter = adapter.digest().short();
+            info!(version = %summary.base_version.next(), adapter, "new adapter");
+            closed(summary, "round committed");
+        }
+        Record::RoundAbandoned { summary } => closed(summary, "round abandoned"),
+        Record::RunEnded(end) => {
+            info!(completed = end.completed, version = %end.version, detail = end.message, "run ended");
+        }
+    }
+}
+
+fn closed(summary: &RoundSummary, what: &'static str) {
+    info!(
+        round = %summary.round,
+        selected = summary.selected,
+        accepted = summary.accepted,
+        weight = summary.weight,
+        refused = summary.refused.len(),
+        declined = summary.declined.len(),
+        dropped_out = summary.dropped_out.len(),
+        duration_ms = summary.duration_ms,
+        detail = summary.reason,
+        "{what}"
+    );
+}

@@ -1,0 +1,266 @@
+//! A server from its start to its stop. The caller owns the listeners and says when to stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use floret_aggregator::coordinator::Status;
+use floret_aggregator::{Coordinator, InvalidRun, RunEnd, RunState};
+use floret_core::{Layout, Payload};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::accept::Acceptor;
+use crate::admin::Admin;
+use crate::authority::{self, AuthorityError};
+use crate::config::{Config, ConfigError, seconds};
+use crate::driver::{Driver, Published, PublishedAdapter};
+use crate::home::Home;
+use crate::metrics::Metrics;
+use crate::model_dir::{BaseModel, ModelError};
+use crate::service::{Attendance, Service};
+use crate::store::{Identity, Store, StoreError};
+use crate::tls::{self, TlsError};
+
+/// How often devices are counted that do not know yet that the run is over.
+const TOLD_CHECK: Duration = Duration::from_millis(50);
+
+/// Why a server cannot start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Settings that cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Settings of the run that cannot be used.
+    #[error(transparent)]
+    Run(#[from] InvalidRun),
+    /// A base model that cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A certificate that cannot be renewed.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// Certificates or keys that cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// State that cannot be read or saved.
+    #[error(transparent)]
+    Store(#[from] Arc<StoreError>),
+    /// The operating system refused a thread or a socket's address.
+    #[error("the operating system refused what a server needs: {0}")]
+    System(#[from] std::io::Error),
+    /// The thread that owns the run is gone.
+    #[error("the run's driver stopped unexpectedly: see the log, and report this as a bug")]
+    DriverStopped,
+}
+
+/// A running server. Dropping it closes every connection at once; [`Server::stop`] is gentler.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    admin_address: SocketAddr,
+    published: watch::Receiver<Published>,
+    attendance: Arc<Attendance>,
+    grace: Duration,
+    tasks: TaskTracker,
+    driver: JoinHandle<()>,
+    shutdown: DropGuard,
+}
+
+impl Server {
+    /// Reads the base model and the saved state, and serves on `listener`; `/metrics`, `/status` and
+    /// `/healthz` answer on `admin`. The addresses in `config` are not looked at.
+    ///
+    /// # Errors
+    /// Settings, base model, certificates or state that cannot be used.
+    pub async fn start(
+        home: &Home,
+        config: &Config,
+        listener: TcpListener,
+        admin: TcpListener,
+    ) -> Result<Self, ServerError> {
+        let (address, admin_address) = (listener.local_addr()?, admin.local_addr()?);
+        let (owned_home, owned_config) = (home.clone(), config.clone());
+        let prepared = spawn_blocking(move || Prepared::read(&owned_home, &owned_config)).await;
+        let Prepared { coordinator, store, tls } =
+            prepared.map_err(|_| ServerError::DriverStopped)??;
+        let (payload_max, compression) =
+            (Payload::max_bytes(coordinator.layout()), coordinator.config().compression);
+        let (metrics, limits) = (Arc::new(Metrics::new()), config.limits.clone());
+        let driver = Driver::start(coordinator, store, Arc::clone(&metrics), limits.queue_length)?;
+        let attendance = Arc::new(Attendance::default());
+        let service = Service {
+            driver: driver.handle,
+            published: driver.published.clone(),
+            metrics: Arc::clone(&metrics),
+            attendance: Arc::clone(&attendance),
+            transfers: Arc::new(Semaphore::new(limits.max_concurrent_transfers)),
+            request_timeout: seconds(limits.request_timeout_s),
+            compression,
+            payload_max,
+        };
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let pages = Admin {
+            published: driver.published.clone(),
+            metrics: Arc::clone(&metrics),
+            started: Instant::now(),
+        };
+        tasks.spawn(pages.run(admin, shutdown.clone()));
+        let acceptor = Acceptor {
+            tls: TlsAcceptor::from(Arc::new(tls)),
+            service: Acceptor::bounded(service),
+            metrics,
+            limits,
+            shutdown: shutdown.clone(),
+            tasks: tasks.clone(),
+        };
+        tasks.spawn(acceptor.run(listener));
+        log_start(&driver.published.borrow().status, address, admin_address);
+        Ok(Self {
+            address,
+            admin_address,
+            published: driver.published,
+            attendance,
+            grace: seconds(config.limits.shutdown_grace_s),
+            tasks,
+            driver: driver.thread,
+            shutdown: shutdown.drop_guard(),
+        })
+    }
+
+    /// Where devices connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the admin pages are.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Where the run stands; at most a second old.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.published.borrow().status.clone()
+    }
+
+    /// The current adapter.
+    #[must_use]
+    pub fn adapter(&self) -> Arc<PublishedAdapter> {
+        Arc::clone(&self.published.borrow().adapter)
+    }
+
+    /// Waits until the run is over. The server goes on serving: devices must hear of it.
+    ///
+    /// # Errors
+    /// The run cannot go on, since its state cannot be saved.
+    pub async fn wait_for_end(&self) -> Result<RunEnd, ServerError> {
+        let published = self.wait_for(|published| published.status.end.is_some()).await?;
+        published.status.end.ok_or(ServerError::DriverStopped)
+    }
+
+    /// Waits until the run cannot go on; for ever if all is well.
+    pub async fn wait_for_failure(&self) -> ServerError {
+        match self.wait_for(|_| false).await {
+            Err(error) => error,
+            Ok(_) => ServerError::DriverStopped,
+        }
+    }
+
+    async fn wait_for(&self, is: impl Fn(&Published) -> bool) -> Result<Published, ServerError> {
+        let mut published = self.published.clone();
+        let found = published.wait_for(|now| now.failure.is_some() || is(now)).await;
+        let found = found.map_err(|_| ServerError::DriverStopped)?.clone();
+        match found.failure {
+            Some(failure) => Err(failure.into()),
+            None => Ok(found),
+        }
+    }
+
+    /// Waits until every device that was here knows that the run is over, and no longer than
+    /// `patience`. Returns whether all know.
+    pub async fn wait_until_told(&self, patience: Duration) -> bool {
+        let told = async {
+            while !self.attendance.all_told() {
+                tokio::time::sleep(TOLD_CHECK).await;
+            }
+        };
+        timeout(patience, told).await.is_ok()
+    }
+
+    /// Stops accepting, lets calls in flight finish for `limits.shutdown_grace_s`, and closes the
+    /// state directory.
+    ///
+    /// # Errors
+    /// The state could not be saved at some time before.
+    pub async fn stop(self) -> Result<(), ServerError> {
+        self.shutdown.disarm().cancel();
+        self.tasks.close();
+        // The admin pages have no deadline of their own.
+        let _ = timeout(self.grace + Duration::from_secs(1), self.tasks.wait()).await;
+        // Gone with the last connection; it holds the lock of the state directory.
+        let driver = self.driver;
+        let joined = spawn_blocking(move || driver.join()).await;
+        info!("stopped");
+        match (joined, &self.published.borrow().failure) {
+            (_, Some(failure)) => Err(Arc::clone(failure).into()),
+            (Ok(Ok(())), None) => Ok(()),
+            _ => Err(ServerError::DriverStopped),
+        }
+    }
+}
+
+/// What is read from disk before a server starts.
+struct Prepared {
+    coordinator: Coordinator,
+    store: Store,
+    tls: rustls::ServerConfig,
+}
+
+impl Prepared {
+    fn read(home: &Home, config: &Config) -> Result<Self, ServerError> {
+        config.validate()?;
+        let base = BaseModel::read(&config.model_dir(home))?;
+        let run = config.run_config(home, base.digests)?;
+        run.validate()?;
+        let layout = Layout::new(&base.config, &config.lora).map_err(InvalidRun::from)?;
+        let layout = Arc::new(layout);
+        authority::renew_server(home, &config.server.hosts)?;
+        let tls = tls::server_config(home)?;
+        let identity =
+            Identity { run: run.run.clone(), base: run.base, layout: Arc::clone(&layout) };
+        let (mut store, saved) =
+            Store::open(&home.state(), identity, config.limits.keep_versions).map_err(Arc::new)?;
+        let state = saved.unwrap_or_else(|| RunState::first(&run, Arc::clone(&layout)));
+        let coordinator = Coordinator::new(run, layout, state)?;
+        store.save(coordinator.state()).map_err(Arc::new)?;
+        Ok(Self { coordinator, store, tls })
+    }
+}
+
+fn log_start(status: &Status, address: SocketAddr, admin: SocketAddr) {
+    if !admin.ip().is_loopback() {
+        tracing::warn!(%admin, "the admin address has no encryption and is open to other machines");
+    }
+    let adapter = status.adapter_digest.short();
+    info!(
+        run = status.run,
+        version = status.version,
+        rounds = status.rounds,
+        parameters = status.parameters,
+        adapter,
+        phase = status.phase,
+        %address,
+        %admin,
+        "serving"
+    );
+}

@@ -1,0 +1,103 @@
+//! What outlives a restart, and what a failing disk does.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use floret_server::ServerError;
+use support::*;
+use tokio::net::TcpListener;
+use tonic::Code;
+
+fn single() -> Site {
+    let mut site = Site::new(8);
+    (site.config.cohort.size, site.config.cohort.quorum) = (1, 1);
+    site
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_the_version_and_never_reuses_a_round() {
+    let mut site = single();
+    let server = site.start().await;
+    let mut client = site.device(&server, "phone").await;
+    let plan = work(&mut client).await.unwrap();
+    send(&mut client, chunks(plan.round.0, &site.payload(0.5))).await.unwrap();
+    let plan = work(&mut client).await.unwrap();
+    assert_eq!((plan.round.0, plan.version.0), (2, 1));
+    let adapter = server.adapter();
+    server.stop().await.unwrap();
+
+    let server = site.start().await;
+    assert_eq!((server.status().version, server.adapter()), (1, adapter));
+    let mut client = site.device(&server, "phone").await;
+    let status = send(&mut client, chunks(2, &site.payload(0.5))).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::FailedPrecondition, "unknown-round"));
+    let plan = work(&mut client).await.unwrap();
+    assert_eq!((plan.round.0, plan.version.0), (3, 1));
+    send(&mut client, chunks(3, &site.payload(0.5))).await.unwrap();
+    assert!(server.wait_for_end().await.unwrap().completed);
+    server.stop().await.unwrap();
+
+    // The end outlives a restart too, until the settings ask for more rounds.
+    let server = site.start().await;
+    assert!(server.wait_for_end().await.unwrap().completed);
+    server.stop().await.unwrap();
+    site.config.run.rounds = 3;
+    let server = site.start().await;
+    assert_eq!((server.status().phase, server.status().version), ("selecting", 2));
+    server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_server_or_other_settings_cannot_use_the_state() {
+    let mut site = single();
+    let server = site.start().await;
+    let start = async |site: &Site| {
+        let [listener, admin] =
+            [(); 2].map(|()| async { TcpListener::bind("127.0.0.1:0").await.unwrap() });
+        let (listener, admin) = tokio::join!(listener, admin);
+        floret_server::Server::start(&site.home, &site.config, listener, admin).await
+    };
+    let error = start(&site).await.unwrap_err().to_string();
+    assert!(error.contains("in use by another floret-server"), "{error}");
+    server.stop().await.unwrap();
+
+    let rank = std::mem::replace(&mut site.config.lora.rank, 4);
+    let error = start(&site).await.unwrap_err().to_string();
+    assert!(error.contains("another adapter layout"), "{error}");
+    site.config.lora.rank = rank;
+    site.config.cohort.quorum = 9;
+    let error = start(&site).await.unwrap_err();
+    assert!(matches!(error, ServerError::Run(_)), "{error}");
+    site.config.cohort.quorum = 1;
+    start(&site).await.unwrap().stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_disk_stops_the_run_before_any_answer() {
+    let site = single();
+    let server = site.start().await;
+    let mut client = site.device(&server, "phone").await;
+    let plan = work(&mut client).await.unwrap();
+    // A rename onto a directory fails, whoever runs the test.
+    let manifest = site.home.state().join("run.json");
+    std::fs::rename(&manifest, site.dir.path().join("run.json")).unwrap();
+    std::fs::create_dir(&manifest).unwrap();
+    send(&mut client, chunks(plan.round.0, &site.payload(0.5))).await.unwrap();
+
+    let error = server.wait_for_failure().await;
+    assert!(matches!(&error, ServerError::Store(_)), "{error}");
+    assert!(error.to_string().contains("cannot write") && error.to_string().contains("run.json"));
+    let status = client.check_in(hello(floret_proto::v1::Compression::None)).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "stopping"));
+    assert_eq!(server.status().version, 0);
+    assert!(page(&server, "/healthz").await.contains("run.json"));
+    assert!(server.stop().await.is_err());
+
+    // The old state is whole.
+    std::fs::remove_dir(&manifest).unwrap();
+    std::fs::rename(site.dir.path().join("run.json"), &manifest).unwrap();
+    let server = site.start().await;
+    assert_eq!((server.status().version, server.status().round), (0, 1));
+    server.stop().await.unwrap();
+}
