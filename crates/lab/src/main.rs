@@ -1,0 +1,28 @@
+//! `floret-lab`, the researcher's program.
+
+mod pretrain;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The researcher's side of Floret.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a small base model from texts, for trying things out without a download.
+    Pretrain(pretrain::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Pretrain(args) => pretrain::run(&args),
+    }
+}

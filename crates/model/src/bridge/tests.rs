@@ -1,0 +1,86 @@
+use std::time::Duration;
+
+use floret_core::base::BaseDigests;
+use floret_core::lora::TargetModule::{DownProj, QProj, VProj};
+use floret_core::payload::Compression;
+use floret_core::plan::TrainingConfig;
+use floret_core::{Digest, Plan, Round, Seed, Version};
+
+use super::*;
+use crate::data::Example;
+use crate::testing::{adapter, config, plain_model, settings, texts, tokenizer};
+
+/// A model large enough for its products to be split over threads.
+fn task_and_trainer(threads: usize) -> (TrainingTask, LocalTrainer) {
+    let config = floret_core::ModelConfig {
+        vocab_size: 300,
+        hidden_size: 128,
+        intermediate_size: 352,
+        head_dim: 32,
+        max_positions: 128,
+        ..config()
+    };
+    let lora = settings(4, &[QProj, VProj, DownProj]);
+    let adapter = adapter(&config, &lora, 1);
+    let client: ClientId = "garden".parse().unwrap();
+    let training = TrainingConfig { max_steps: 3, ..TrainingConfig::default() };
+    let any = Digest::of(b"any");
+    let plan = Plan {
+        run: "run".parse().unwrap(),
+        round: Round(1),
+        version: Version(0),
+        adapter_digest: adapter.digest(),
+        layout_digest: adapter.layout().digest(),
+        base: BaseDigests { base: any, tokenizer: any },
+        lora,
+        training,
+        compression: Compression::None,
+        clip_norm: 1.0,
+        seed: Seed::from_number(3),
+        report_within: Duration::from_secs(60),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer(dir.path(), &config);
+    let examples: Vec<Example> = (0..30).flat_map(|_| texts()).map(Example::Text).collect();
+    let data = LocalData::new(&examples, 0.1, &tokenizer, &config).unwrap();
+    let mut trainer = LocalTrainer::new(Arc::new(plain_model(&config, 2)), threads).unwrap();
+    trainer.insert(client.clone(), data);
+    (TrainingTask { client, plan, adapter }, trainer)
+}
+
+#[test]
+fn the_same_task_gives_the_same_bits_on_any_number_of_threads() {
+    let train = |threads, tasks| {
+        let (task, mut trainer) = task_and_trainer(threads);
+        let tasks = vec![task; tasks];
+        trainer.train(&tasks, &mut |_| Control::Continue).unwrap()
+    };
+    let [one, two, again] = [train(1, 1), train(2, 2), train(3, 1)];
+    assert!(one[0].last_loss < 100.0 && one[0].tokens > 1000 && one[0].num_examples == 108);
+    let bits = |outcome: &TrainingOutcome| -> Vec<u32> {
+        outcome.values.iter().map(|value| value.to_bits()).collect()
+    };
+    for other in [&two[0], &two[1], &again[0]] {
+        assert_eq!(bits(&one[0]), bits(other));
+        assert_eq!(one[0].last_loss.to_bits(), other.last_loss.to_bits());
+    }
+}
+
+#[test]
+fn progress_is_reported_and_can_cancel() {
+    let (task, mut trainer) = task_and_trainer(1);
+    let mut seen = Vec::new();
+    let result = trainer.train(&[task], &mut |progress| {
+        seen.push((progress.task, progress.step, progress.steps));
+        if progress.step == 2 { Control::Cancel } else { Control::Continue }
+    });
+    assert_eq!(result, Err(TrainError::Cancelled));
+    assert_eq!(seen, [(0, 1, 3), (0, 2, 3)]);
+}
+
+#[test]
+fn an_unknown_client_has_no_data() {
+    let (mut task, mut trainer) = task_and_trainer(1);
+    task.client = "stranger".parse().unwrap();
+    assert_eq!(trainer.train(&[task], &mut |_| Control::Continue), Err(TrainError::NoData));
+}

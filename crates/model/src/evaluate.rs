@@ -1,0 +1,58 @@
+//! Loss on sequences that are not trained on, without any autodiff graph.
+
+use std::ops::AddAssign;
+
+use crate::lora::Lora;
+use crate::loss;
+use crate::tokens::{Batch, InvalidTokens, Sequence};
+use crate::transformer::Transformer;
+
+/// Summed loss, so that evaluations can be added.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Evaluation {
+    /// Sum of the negative log-likelihoods, in nats.
+    pub nll: f64,
+    /// Tokens that it sums over.
+    pub tokens: u64,
+}
+
+impl Evaluation {
+    /// Mean loss per token in nats; none without a token.
+    #[must_use]
+    pub fn loss(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.nll / self.tokens as f64)
+    }
+
+    /// exp of [`Evaluation::loss`].
+    #[must_use]
+    pub fn perplexity(&self) -> Option<f64> {
+        self.loss().map(f64::exp)
+    }
+}
+
+impl AddAssign for Evaluation {
+    fn add_assign(&mut self, other: Self) {
+        self.nll += other.nll;
+        self.tokens += other.tokens;
+    }
+}
+
+/// Loss of `model`, with `lora` if given, on `sequences`, `batch_size` of them at once.
+///
+/// # Errors
+/// Tokens that the model cannot take.
+pub fn evaluate(
+    model: &Transformer,
+    lora: Option<&Lora>,
+    sequences: &[Sequence],
+    batch_size: usize,
+) -> Result<Evaluation, InvalidTokens> {
+    let mut evaluation = Evaluation::default();
+    for sequences in sequences.chunks(batch_size.max(1)) {
+        let sequences: Vec<&Sequence> = sequences.iter().collect();
+        let batch = Batch::new(model.config(), &sequences)?;
+        let rows = loss::counted_rows(model.hidden(&batch.tokens, lora, None), &batch);
+        evaluation += Evaluation { nll: loss::nll(model, &rows, &batch), tokens: batch.counted() };
+    }
+    Ok(evaluation)
+}

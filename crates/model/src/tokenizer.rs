@@ -1,0 +1,154 @@
+//! A `tokenizer.json`, as crate `tokenizers` reads it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use floret_core::ModelConfig;
+
+/// A tokenizer whose ids all lie within a model's vocabulary.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    special: BTreeSet<u32>,
+}
+
+/// A tokenizer that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidTokenizer {
+    /// A file that is missing or no tokenizer.
+    #[error("{path}: {problem}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A token beyond the model's vocabulary.
+    #[error(
+        "{path}: it has a token id {id} where the model's vocab_size is {vocab_size}: use the \
+         tokenizer that belongs to the model"
+    )]
+    Vocabulary {
+        /// The file.
+        path: PathBuf,
+        /// The largest id.
+        id: u32,
+        /// Number of ids that the model has.
+        vocab_size: usize,
+    },
+}
+
+/// A text that the tokenizer could not take, or ids that it could not turn into text. The text is
+/// private and is not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the tokenizer cannot convert this text: its tokenizer.json lacks a rule for it")]
+pub struct NotTokenizable;
+
+impl Tokenizer {
+    /// Reads the file at `path` for a model of shape `config`.
+    ///
+    /// # Errors
+    /// A file that is missing or no tokenizer, or has ids beyond the model's vocabulary.
+    pub fn open(path: &Path, config: &ModelConfig) -> Result<Self, InvalidTokenizer> {
+        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(|error| {
+            let problem = format!("it cannot be read as a tokenizer: {error}");
+            InvalidTokenizer::File { path: path.to_owned(), problem }
+        })?;
+        let vocab_size = config.vocab_size;
+        match inner.get_vocab(true).into_values().max() {
+            Some(id) if id as usize >= vocab_size => {
+                return Err(InvalidTokenizer::Vocabulary { path: path.to_owned(), id, vocab_size });
+            }
+            Some(_) => {}
+            None => {
+                let problem = "it has no token at all".to_owned();
+                return Err(InvalidTokenizer::File { path: path.to_owned(), problem });
+            }
+        }
+        // Saved settings of some past batch; they would cut or pad documents.
+        let _ = inner.with_truncation(None);
+        inner.with_padding(None);
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let special = added.filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        Ok(Self { inner, special })
+    }
+
+    /// Token ids of the beginning of a text, with what the tokenizer puts before it (such as
+    /// `<s>`).
+    ///
+    /// # Errors
+    /// A text that the tokenizer has no rule for.
+    pub fn encode_beginning(&self, text: &str) -> Result<Vec<u32>, NotTokenizable> {
+        self.encode(text, true)
+    }
+
+    /// Token ids of a text that follows another.
+    ///
+    /// # Errors
+    /// A text that the tokenizer has no rule for.
+    pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>, NotTokenizable> {
+        self.encode(text, false)
+    }
+
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, NotTokenizable> {
+        let encoding = self.inner.encode_fast(text, special).map_err(|_| NotTokenizable)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, without special tokens.
+    ///
+    /// # Errors
+    /// Ids that the tokenizer does not know.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, NotTokenizable> {
+        self.inner.decode(ids, true).map_err(|_| NotTokenizable)
+    }
+
+    /// Whether `id` is a special token, such as `<s>`.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokenizer({} tokens)", self.inner.get_vocab_size(true))
+    }
+}
+
+/// Turns tokens into text as they come; a character split over tokens waits until it is whole.
+pub(crate) struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The last tokens whose text was given, and those that wait.
+    ids: Vec<u32>,
+    /// How many of `ids` were given.
+    given: usize,
+}
+
+/// Tokens of context from which a tokenizer can tell whether a space belongs before the next.
+const CONTEXT: usize = 8;
+
+impl<'a> TextStream<'a> {
+    /// Text that follows that of `ids`.
+    pub(crate) fn new(tokenizer: &'a Tokenizer, ids: &[u32]) -> Self {
+        let ids = ids[ids.len().saturating_sub(CONTEXT)..].to_vec();
+        Self { tokenizer, given: ids.len(), ids }
+    }
+
+    /// Appends a token; returns the text that is now whole, if any.
+    pub(crate) fn push(&mut self, id: u32) -> Result<Option<String>, NotTokenizable> {
+        self.ids.push(id);
+        let before = self.tokenizer.decode(&self.ids[..self.given])?;
+        let after = self.tokenizer.decode(&self.ids)?;
+        if after.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(None);
+        }
+        let Some(new) = after.strip_prefix(&before) else {
+            return Ok(None);
+        };
+        self.ids.drain(..self.ids.len().saturating_sub(CONTEXT));
+        self.given = self.ids.len();
+        Ok(Some(new.to_owned()).filter(|new| !new.is_empty()))
+    }
+}

@@ -1,0 +1,134 @@
+use floret_core::lora::TargetModule;
+use floret_core::lora::TargetModule::{DownProj, KProj, QProj, VProj};
+
+use super::*;
+use crate::testing::{adapter, config, plain_model, random, sequences, settings};
+
+/// Mean loss per token with `values` in place of the adapter's.
+fn loss(model: &Transformer, adapter: &Adapter, settings: &LoraConfig, values: &[f32]) -> f64 {
+    let sequences = sequences(model.config(), 3, 9, 5);
+    let share: Vec<&Sequence> = sequences.iter().collect();
+    let batch = Batch::new(model.config(), &share).unwrap();
+    let values = Adapter::new(adapter.layout().clone(), values.to_vec()).unwrap();
+    let lora = Lora::frozen(&values, model.config(), settings, &model.device()).unwrap();
+    let rows = loss::counted_rows(model.hidden(&batch.tokens, Some(&lora), None), &batch);
+    loss::nll(model, &rows, &batch) / batch.counted() as f64
+}
+
+#[test]
+fn gradients_are_finite_differences() {
+    let tied = config();
+    let untied = floret_core::ModelConfig {
+        num_kv_heads: 1,
+        head_dim: 6,
+        tie_embeddings: false,
+        qkv_bias: true,
+        ..config()
+    };
+    let cases = [
+        (tied.clone(), settings(2, &[QProj, VProj])),
+        (tied, settings(1, &TargetModule::ALL)),
+        (untied, settings(3, &[KProj, DownProj])),
+    ];
+    for (case, (config, settings)) in cases.into_iter().enumerate() {
+        let model = plain_model(&config, case as u64);
+        let adapter = adapter(&config, &settings, 3);
+        let values = adapter.values();
+        let lora = Lora::trainable(adapter.layout(), values, settings.scale(), &model.device());
+        let sequences = sequences(&config, 3, 9, 5);
+        let share: Vec<&Sequence> = sequences.iter().collect();
+        let sum = gradient(&model, &lora, &share, 2).unwrap();
+        for direction in 0..4 {
+            let direction = random(values.len(), 1.0, 100 + direction);
+            let moved = |step: f32| -> Vec<f32> {
+                values.iter().zip(&direction).map(|(value, way)| value + step * way).collect()
+            };
+            let step = 2e-3;
+            let [ahead, behind] =
+                [step, -step].map(|step| loss(&model, &adapter, &settings, &moved(step)));
+            let difference = (ahead - behind) / (2.0 * f64::from(step));
+            let products = sum.gradient.iter().zip(&direction);
+            let slope: f64 = products.map(|(g, way)| f64::from(*g) * f64::from(*way)).sum();
+            let slope = slope / sum.counted as f64;
+            let error = (slope - difference).abs() / slope.abs().max(0.05);
+            assert!(error < 0.02, "case {case}: slope {slope}, difference {difference}");
+        }
+    }
+}
+
+#[test]
+fn the_base_is_never_tracked() {
+    let (config, settings) = (config(), settings(2, &[QProj]));
+    let model = plain_model(&config, 1);
+    let adapter = adapter(&config, &settings, 2);
+    let sequences = sequences(&config, 2, 8, 3);
+    let (training, seed) = (TrainingConfig::default(), Seed::from_number(1));
+    let start = (&settings, &adapter);
+    Training::new(&model, start, &sequences, &training, &seed).unwrap().step().unwrap();
+    for weight in model.weights().leaves() {
+        assert!(!weight.is_autodiff() && !weight.is_tracked());
+    }
+    // Without an adapter in training there is no graph at all.
+    let batch = Batch::new(&config, &[&sequences[0]]).unwrap();
+    let lora = Lora::frozen(&adapter, &config, &settings, &model.device()).unwrap();
+    assert!(!model.hidden(&batch.tokens, Some(&lora), None).is_autodiff());
+    let lora = Lora::trainable(adapter.layout(), adapter.values(), 1.0, &model.device());
+    assert!(model.hidden(&batch.tokens, Some(&lora), None).is_tracked());
+}
+
+#[test]
+fn micro_batches_add_up_to_one_batch() {
+    let (config, settings) = (config(), settings(2, &[QProj, VProj]));
+    let model = plain_model(&config, 4);
+    let adapter = adapter(&config, &settings, 5);
+    let sequences = sequences(&config, 5, 10, 6);
+    let share: Vec<&Sequence> = sequences.iter().collect();
+    let lora = Lora::trainable(adapter.layout(), adapter.values(), 1.0, &model.device());
+    let [whole, parts] = [5, 2].map(|size| gradient(&model, &lora, &share, size).unwrap());
+    assert_eq!(whole.counted, parts.counted);
+    assert!((whole.nll - parts.nll).abs() < 1e-3);
+    for (x, y) in whole.gradient.iter().zip(&parts.gradient) {
+        assert!((x - y).abs() < 1e-3, "{x} {y}");
+    }
+}
+
+#[test]
+fn training_goes_over_little_data_again_and_learns_it() {
+    let (config, settings) = (config(), settings(4, &TargetModule::ALL));
+    let model = plain_model(&config, 7);
+    let adapter = adapter(&config, &settings, 8);
+    let sequences = sequences(&config, 2, 8, 9);
+    let config = TrainingConfig { learning_rate: 1e-2, batch_size: 1, ..TrainingConfig::default() };
+    let seed = Seed::from_number(1);
+    let mut training =
+        Training::new(&model, (&settings, &adapter), &sequences, &config, &seed).unwrap();
+    let losses: Vec<f64> = (0..60).map(|_| training.step().unwrap().loss).collect();
+    assert!(losses[58] + losses[59] < 0.5 * (losses[0] + losses[1]), "{losses:?}");
+    let counted: usize = sequences.iter().map(|sequence| sequence.targets().count()).sum();
+    assert_eq!(training.finish().tokens, 30 * counted as u64);
+}
+
+#[test]
+fn what_cannot_be_trained_is_told() {
+    let (config, settings) = (config(), settings(2, &[QProj]));
+    let model = plain_model(&config, 1);
+    let good = adapter(&config, &settings, 2);
+    let (training, seed) = (TrainingConfig::default(), Seed::from_number(1));
+    let few = sequences(&config, 2, 8, 3);
+    let new = |adapter: &Adapter, sequences: &[Sequence]| {
+        Training::new(&model, (&settings, adapter), sequences, &training, &seed)
+            .and_then(|mut training| training.step())
+    };
+    assert_eq!(new(&good, &[]), Err(TrainError::NoData));
+
+    let other = adapter(&config, &crate::testing::settings(3, &[QProj]), 2);
+    let error = new(&other, &few).unwrap_err().to_string();
+    assert!(error.contains("layout"), "{error}");
+
+    let long = sequences(&config, 1, config.max_positions + 1, 3);
+    let error = new(&good, &long).unwrap_err().to_string();
+    assert!(error.contains("max_position_embeddings"), "{error}");
+
+    let huge = Adapter::new(good.layout().clone(), vec![1e30; good.values().len()]).unwrap();
+    assert_eq!(new(&huge, &few), Err(TrainError::Diverged { step: 1 }));
+}
