@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use floret_client::config::InvalidClientConfig;
 use floret_client::report::{Reporter, keep_adapter};
 use floret_client::setup::{Base, device, spawn_training};
 use floret_client::{ClientConfig, DriverError, PrivateData};
@@ -17,13 +18,19 @@ use floret_model::generate::{Sampling, generate};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+/// Settings that the user can mend.
+const EXIT_SETTINGS: u8 = 2;
 /// The run ended without committing all its rounds.
 const EXIT_RUN_FAILED: u8 = 3;
 
 /// Fine-tunes an adapter on this device's own data, and tells the server only the clipped and
 /// compressed change of the adapter.
 #[derive(Debug, Parser)]
-#[command(name = "floret-client", version)]
+#[command(
+    name = "floret-client",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 the run failed."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -90,8 +97,8 @@ pub(crate) fn main(cli: Cli) -> ExitCode {
         Command::Generate(args) => generate_text(&args).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "floret-client: {error:#}");
-        ExitCode::FAILURE
+        let _ = writeln!(std::io::stderr(), "error: {error:#}");
+        ExitCode::from(if error.is::<InvalidClientConfig>() { EXIT_SETTINGS } else { 1 })
     })
 }
 
