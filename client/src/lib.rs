@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! - [`config`]: `client.toml`
+//! - [`config`]: what `client.toml` says
 //! - [`data`]: the private examples on this device
 //! - [`connection`]: the calls of the wire contract over mutual TLS
 //! - [`backoff`]: how long to wait before trying again

@@ -1,5 +1,7 @@
 //! The program itself: what it says when it is used wrongly.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -302,11 +302,9 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_decode_to_a_checked_plan_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            if let Ok(message) = v1::Plan::decode(bytes.as_slice()) {
-                if let Ok(plan) = Plan::try_from(message) {
-                    prop_assert!(plan.lora.validate().is_ok());
-                }
-            }
+            let message = v1::Plan::decode(bytes.as_slice()).ok();
+            let plan = message.and_then(|message| Plan::try_from(message).ok());
+            prop_assert!(plan.is_none_or(|plan| plan.lora.validate().is_ok()));
         }
     }
 }

@@ -28,9 +28,9 @@ use crate::tls;
 
 /// HTTP/2 window and send buffer of a call, in bytes: what a peer can make the server hold before
 /// its transfer has begun.
-const STREAM_WINDOW: u32 = 64 * 1024;
+const STREAM_WINDOW: u32 = 32 * 1024;
 /// HTTP/2 window of a connection, in bytes: a call that waits for its transfer leaves room for others.
-const CONNECTION_WINDOW: u32 = 128 * 1024;
+const CONNECTION_WINDOW: u32 = 64 * 1024;
 /// Longest header list of a request, in bytes.
 const HEADERS_MAX: u32 = 16 * 1024;
 /// How often an idle peer is asked whether it is there, and how long it may take to answer.

@@ -78,6 +78,19 @@ fn client_settings(home: &Home, config: &Config, enrolment: &Enrolment<'_>) -> S
          # Hugging Face directory of the base model, with the same files as the server's.\n\
          model = {model}\n\
          # Folder or file of .txt and .jsonl to train on; it never leaves the device.\n\
-         data = \"data\"\n"
+         data = \"data\"\n\
+         # Folder for the newest adapter, as a PEFT directory.\n\
+         # adapter = \"adapter\"\n\
+         # Part of the examples, the last ones, that is never trained on.\n\
+         # holdout = 0.1\n\
+         # Threads that train; 0 for one for each core.\n\
+         # threads = 1\n\
+         \n\
+         # What this device does in a round at most; other plans are declined.\n\
+         # [limits]\n\
+         # max_steps = 1000\n\
+         # max_tokens = 4000000\n\
+         # max_rank = 64\n\
+         # max_adapter_bytes = 268435456\n"
     )
 }

@@ -61,7 +61,7 @@ pub enum ServerError {
     DriverStopped,
 }
 
-/// A running server. Dropping it closes every connection at once; [`Server::stop`] is gentler.
+/// A running server. Dropping it begins what [`Server::stop`] waits for.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,

@@ -1,5 +1,7 @@
 //! Whole runs over loopback mutual TLS.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

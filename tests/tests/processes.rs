@@ -1,5 +1,7 @@
 //! The programs as people run them: separate processes, real files, a real `kill -9`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};

@@ -56,3 +56,24 @@ pub fn evaluate(
     }
     Ok(evaluation)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{config, plain_model, sequences};
+
+    #[test]
+    fn neither_batches_nor_padding_change_the_loss() {
+        let config = config();
+        let model = plain_model(&config, 1);
+        let sequences = sequences(&config, 7, 12, 2);
+        let whole = evaluate(&model, None, &sequences, 7).unwrap();
+        let mut sum = Evaluation::default();
+        for sequence in sequences.chunks(1) {
+            sum += evaluate(&model, None, sequence, 1).unwrap();
+        }
+        assert_eq!(whole.tokens, sum.tokens);
+        assert!((whole.nll - sum.nll).abs() < 1e-3, "{whole:?} {sum:?}");
+        assert_eq!(evaluate(&model, None, &[], 8).unwrap().loss(), None);
+    }
+}

@@ -10,7 +10,7 @@
 //! - [`tokenizer`], [`data`], [`tokens`]: from texts to batches
 //! - [`optimizer`], [`train`]: local training of an adapter
 //! - [`bridge`]: that training behind the seam of `floret-device`
-//! - [`evaluate`], [`generate`]: loss on held-out sequences, and text
+//! - [`mod@evaluate`], [`mod@generate`]: loss on held-out sequences, and text
 //! - [`pretrain`], [`tokenizer_training`]: a small base model trained from nothing
 //! - [`threads`], [`cpu`]: who computes, and where
 //! - [`conformance`]: comparison with transformers and PEFT

@@ -170,3 +170,6 @@ impl fmt::Debug for Batch {
         write!(f, "Batch({:?}, {} counted)", self.tokens, self.targets.len())
     }
 }
+
+#[cfg(test)]
+mod tests;

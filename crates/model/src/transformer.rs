@@ -47,6 +47,9 @@ impl Transformer {
     /// Hidden states behind the last norm, of shape \[batch * length, hidden\].
     ///
     /// With a `cache`, `tokens` follow those that it holds, and it holds them afterwards.
+    ///
+    /// # Panics
+    /// A cache that holds another number of rows than `tokens` has.
     #[must_use]
     pub fn hidden(
         &self,

@@ -1,5 +1,7 @@
 //! Properties of whole runs, over seeds that are printed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -21,6 +21,12 @@ struct Args {
     /// Rounds to run.
     #[arg(long, default_value_t = 6)]
     rounds: u32,
+    /// Optimizer steps of a device in a round, of 8 x 64 tokens.
+    #[arg(long, default_value_t = 12)]
+    steps: u32,
+    /// Learning rate of the devices.
+    #[arg(long, default_value_t = 1e-2)]
+    learning_rate: f32,
     /// Where the adapter is exported to, as a PEFT directory; a new folder if not given.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -45,7 +51,8 @@ async fn main() -> Result<()> {
         config.run.rounds = args.rounds;
         config.run.seed = Some(floret_server::config::FixedSeed(args.seed));
         config.lora.target_modules = floret_core::lora::TargetModule::ALL.to_vec();
-        config.training.max_steps = 12;
+        config.training.max_steps = args.steps;
+        config.training.learning_rate = args.learning_rate;
         config.training.batch_size = 8;
         config.training.sequence_length = 64;
         config.cohort.size = 4;
