@@ -133,11 +133,10 @@ pub fn from_peft(
 }
 
 /// Settings without effect on a saved LoRA adapter's output.
-const NEUTRAL: [&str; 13] = [
+const NEUTRAL: [&str; 12] = [
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
-    "init_lora_weights",
     "lora_dropout",
     // Where a class would come from; only read with megatron_config, which is refused.
     "megatron_core",
@@ -164,6 +163,8 @@ fn lora_config(text: &str) -> Result<LoraConfig, InvalidPeft> {
         match field.as_str() {
             "lora_alpha" | "use_rslora" | "target_modules" => {}
             "bias" if value == "none" => {}
+            // Others, such as PiSSA, also change the base model that the adapter belongs to.
+            "init_lora_weights" if value.is_boolean() || value == "gaussian" => {}
             name if NEUTRAL.contains(&name) || is_off(value) => {}
             _ => return unsupported(field, "Floret does not implement it: save without it"),
         }

@@ -59,6 +59,7 @@ fn settings_that_are_not_implemented_are_named() {
         ("\"fan_in_fan_out\": false", "\"use_dora\": true", "use_dora"),
         ("\"modules_to_save\": null", "\"modules_to_save\": [\"head\"]", "modules_to_save"),
         ("\"modules_to_save\": null", "\"rank_pattern\": {\"q_proj\": 4}", "rank_pattern"),
+        ("\"modules_to_save\": null", "\"init_lora_weights\": \"pissa\"", "init_lora_weights"),
         ("\"LORA\"", "\"IA3\"", "peft_type"),
         ("\"q_proj\"", "\"c_attn\"", "target_modules"),
         ("\"r\": 2", "\"r\": 0", "rank"),
