@@ -302,24 +302,24 @@ fn explain(status: Status) -> CallError {
         cause = error.source();
     }
     let code = metadata(REASON_KEY).unwrap_or_default().to_owned();
-    let transport = matches!(
-        status.code(),
-        Code::Unavailable
-            | Code::ResourceExhausted
-            | Code::DeadlineExceeded
-            | Code::Cancelled
-            | Code::Unknown
-            | Code::Internal
-    );
-    // A digest that does not match is damage on the way: the same bytes are sent again.
-    if code == "wrong-digest"
-        || (transport && code.is_empty())
-        || status.code() == Code::Unavailable
-    {
+    if may_pass(status.code(), &code) {
         let after = metadata(RETRY_AFTER_KEY).and_then(|ms| ms.parse().ok());
         return CallError::Unavailable { message, after: after.map(Duration::from_millis) };
     }
     CallError::Refused { code, message }
+}
+
+/// Whether the same call may succeed later.
+fn may_pass(code: Code, reason: &str) -> bool {
+    match code {
+        Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Cancelled => {
+            true
+        }
+        // Without a reason, these come from the transport and not from the server's rules.
+        Code::Unknown | Code::Internal => reason.is_empty() || reason == "broken-stream",
+        // Damage on the way: the same bytes are sent again.
+        _ => reason == "wrong-digest",
+    }
 }
 
 #[cfg(test)]
@@ -339,8 +339,17 @@ mod tests {
     #[test]
     fn only_what_may_pass_is_tried_again() {
         let after = Some(Duration::from_millis(1500));
-        let busy = explain(status(Code::ResourceExhausted, "", "1500"));
+        let busy = explain(status(Code::ResourceExhausted, "busy", "1500"));
         assert_eq!(busy, CallError::Unavailable { message: "words".into(), after });
+        for (code, reason) in [
+            (Code::DeadlineExceeded, "too-slow"),
+            (Code::Unavailable, "stopping"),
+            (Code::Unknown, "broken-stream"),
+            (Code::Internal, ""),
+        ] {
+            let error = explain(status(code, reason, ""));
+            assert!(matches!(error, CallError::Unavailable { .. }), "{reason}: {error}");
+        }
         let damaged = explain(status(Code::DataLoss, "wrong-digest", ""));
         assert!(matches!(damaged, CallError::Unavailable { .. }));
         let refused = explain(status(Code::InvalidArgument, "not-finite", ""));

@@ -135,15 +135,17 @@ fn kind(path: &Path) -> Option<Kind> {
     }
 }
 
-/// The lines of `bytes` with their numbers; bad ones are noted and left out.
+/// The lines of `bytes` with their numbers, without spaces at their ends and a byte order mark at
+/// the beginning; bad ones are noted and left out.
 fn lines<'a>(
     file: &'a Path,
     bytes: &'a [u8],
     skipped: &'a mut Vec<SkippedLine>,
 ) -> impl Iterator<Item = (usize, &'a str)> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     bytes.split(|byte| *byte == b'\n').enumerate().filter_map(move |(index, line)| {
         let problem = match std::str::from_utf8(line) {
-            Ok(text) if line.len() <= LINE_BYTES_MAX => return Some((index + 1, text.trim())),
+            Ok(text) if line.len() <= LINE_BYTES_MAX => return Some((index + 1, text.trim_end())),
             Ok(_) => "is longer than 1 MiB",
             Err(_) => "is not UTF-8",
         };
@@ -230,13 +232,13 @@ mod tests {
     #[test]
     fn folders_are_read_in_the_order_of_paths() {
         let folder = folder(&[
-            ("b.txt", b"one\ntwo\n\n\n  \nthree\r\n\r\nfour"),
+            ("b.txt", b"\xef\xbb\xbfone\n  two \n\n\n  \nthree\r\n\r\nfour"),
             ("a/rows.jsonl", b"{\"text\": \"zero\", \"user\": 3}\n\n"),
             (".hidden.txt", b"no"),
             ("picture.png", b"\x89PNG"),
         ]);
         let data = read_examples(folder.path()).unwrap();
-        assert_eq!(data.examples, [text("zero"), text("one\ntwo"), text("three"), text("four")]);
+        assert_eq!(data.examples, [text("zero"), text("one\n  two"), text("three"), text("four")]);
         assert_eq!((data.files, data.skipped.len()), (2, 0));
     }
 

@@ -10,7 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::connection::{CallError, CheckIn, Connection};
-use crate::training_thread::TrainingThread;
+use crate::training_thread::{ThreadGone, TrainingThread};
+
+/// How often the run's last adapter is asked for, when the server may already be stopping.
+const LAST_FETCH_TRIES: u32 = 6;
+/// Longest wait that a server can ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// What a device does, for whoever watches. It holds nothing of the device's data.
 #[derive(Debug, Clone)]
@@ -78,7 +83,10 @@ pub enum DriverError {
     Stopped,
     /// Trying again does not help.
     #[error(transparent)]
-    Call(CallError),
+    Call(#[from] CallError),
+    /// Nothing can be trained any more.
+    #[error(transparent)]
+    Training(#[from] ThreadGone),
 }
 
 type Watch = Arc<dyn Fn(Event) + Send + Sync>;
@@ -127,16 +135,19 @@ impl Device {
             self.apply(expired);
             let action = self.session.next_action(self.now());
             if let Action::Stop(end) = action {
-                self.fetch_last(end.version).await;
+                tokio::select! {
+                    () = self.fetch_last(end.version) => {}
+                    () = stop.cancelled() => {}
+                }
                 return Ok(end);
             }
             let done = tokio::select! {
                 done = self.perform(action) => done,
                 () = stop.cancelled() => return Err(DriverError::Stopped),
             };
-            match done.and_then(|input| self.bring_back(input)) {
+            match done.and_then(|input| Ok(self.bring_back(input)?)) {
                 Ok(()) => self.backoff.reset(),
-                Err(CallError::Unavailable { message, after }) => {
+                Err(DriverError::Call(CallError::Unavailable { message, after })) => {
                     let wait = self.backoff.failed(after);
                     (self.watch)(Event::Retrying { message, wait });
                     tokio::select! {
@@ -144,31 +155,32 @@ impl Device {
                         () = stop.cancelled() => return Err(DriverError::Stopped),
                     }
                 }
-                Err(error) => return Err(DriverError::Call(error)),
+                Err(error) => return Err(error),
             }
         }
     }
 
     /// Does what the session asks for. `None` means that time alone has passed.
-    async fn perform(&mut self, action: Action) -> Result<Option<Input>, CallError> {
+    async fn perform(&mut self, action: Action) -> Result<Option<Input>, DriverError> {
         match action {
             Action::CheckIn => match self.connection.check_in().await? {
                 CheckIn::Answer(input) => Ok(Some(input)),
                 CheckIn::ComeBack { earliest, latest } => {
-                    Ok(Some(Input::ComeBack(self.backoff.draw(earliest, latest))))
+                    let wait = self.backoff.draw(earliest, latest).min(LONGEST_WAIT);
+                    Ok(Some(Input::ComeBack(wait)))
                 }
             },
             Action::Wait(rest) => {
                 tokio::time::sleep(rest).await;
                 Ok(None)
             }
-            Action::Fetch { version, layout, .. } => self.fetch(version, layout).await,
-            Action::Train(task) => self.train(task).await,
-            Action::Report(update) => self.report(&update).await,
+            Action::Fetch { version, layout, .. } => Ok(self.fetch(version, layout).await?),
+            Action::Train(task) => Ok(self.train(task).await?),
+            Action::Report(update) => Ok(self.report(&update).await?),
             Action::Decline { round, reason } => {
                 match self.connection.decline(round, &reason).await {
                     Ok(()) | Err(CallError::Refused { .. }) => Ok(Some(Input::DeclineNoted)),
-                    Err(error) => Err(error),
+                    Err(error) => Err(error.into()),
                 }
             }
             Action::Stop(_) => Ok(None),
@@ -190,22 +202,31 @@ impl Device {
     /// Hands out the run's last adapter. The run is over: a server that is gone is no error.
     async fn fetch_last(&mut self, version: Version) {
         let Some((lora, layout)) = self.shape.take() else { return };
-        match self.connection.fetch_adapter(version, layout).await {
-            Ok(adapter) => (self.watch)(Event::Adapter { version, lora, adapter }),
-            Err(error) => {
-                let reason = format!("the last adapter could not be fetched: {error}");
-                (self.watch)(Event::NoLastAdapter { reason });
+        let mut reason = String::new();
+        for _ in 0..LAST_FETCH_TRIES {
+            match self.connection.fetch_adapter(version, Arc::clone(&layout)).await {
+                Ok(adapter) => return (self.watch)(Event::Adapter { version, lora, adapter }),
+                Err(CallError::Unavailable { message, after }) => {
+                    reason = message;
+                    tokio::time::sleep(self.backoff.failed(after)).await;
+                }
+                Err(error) => {
+                    reason = error.to_string();
+                    break;
+                }
             }
         }
+        let reason = format!("the last adapter could not be fetched: {reason}");
+        (self.watch)(Event::NoLastAdapter { reason });
     }
 
-    async fn train(&mut self, task: Arc<TrainingTask>) -> Result<Option<Input>, CallError> {
+    async fn train(&mut self, task: Arc<TrainingTask>) -> Result<Option<Input>, ThreadGone> {
         let (watch, round) = (Arc::clone(&self.watch), task.plan.round);
         let told = move |progress| watch(Event::Training { round, progress });
         let training = self.trainer.train(task, told);
         match tokio::time::timeout(self.time_left(), training).await {
-            Ok(Err(TrainError::Cancelled)) | Err(_) => Ok(None),
-            Ok(outcome) => Ok(Some(Input::Trained(outcome))),
+            Ok(Ok(Err(TrainError::Cancelled))) | Err(_) => Ok(None),
+            Ok(outcome) => Ok(Some(Input::Trained(outcome?))),
         }
     }
 

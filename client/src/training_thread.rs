@@ -18,6 +18,11 @@ struct Job {
     done: oneshot::Sender<Result<TrainingOutcome, TrainError>>,
 }
 
+/// The training thread panicked: nothing can be trained any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the training thread has stopped: restart the program, and report this as a bug")]
+pub struct ThreadGone;
+
 /// A thread that owns a trainer. Clones share it: several devices in one process train by turns.
 #[derive(Clone)]
 pub struct TrainingThread {
@@ -51,19 +56,18 @@ impl TrainingThread {
     /// Trains `task`, telling each step to `watch`. Dropping the future cancels the training.
     ///
     /// # Errors
-    /// What the trainer says, or [`TrainError::Cancelled`].
+    /// The thread is gone; within, what the trainer says.
     pub async fn train(
         &self,
         task: Arc<TrainingTask>,
         watch: impl FnMut(Progress) + Send + 'static,
-    ) -> Result<TrainingOutcome, TrainError> {
+    ) -> Result<Result<TrainingOutcome, TrainError>, ThreadGone> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let (done, result) = oneshot::channel();
         let job = Job { task, watch: Box::new(watch), cancelled: Arc::clone(&cancelled), done };
         let _cancel_on_drop = CancelOnDrop(cancelled);
-        let gone = || TrainError::Unsupported("the training thread has stopped".to_owned());
-        self.jobs.send(job).map_err(|_| gone())?;
-        result.await.map_err(|_| gone())?
+        self.jobs.send(job).map_err(|_| ThreadGone)?;
+        result.await.map_err(|_| ThreadGone)
     }
 }
 

@@ -78,6 +78,8 @@ pub async fn run(
     adjust: impl FnOnce(&mut Config),
     export: &Path,
 ) -> Result<Outcome> {
+    let exported = export.join(CONFIG_FILE);
+    ensure!(!exported.exists(), "{} exists already: choose another folder", exported.display());
     let base = Base::open(model)?;
     let home = floret_server::init(home, model, &ServerSection::default())?;
     let mut config = Config::load(&home)?;

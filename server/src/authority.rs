@@ -60,6 +60,14 @@ impl Credentials {
     }
 }
 
+/// Whether a certificate can name each of `hosts`.
+pub(crate) fn check_hosts(hosts: &[String]) -> Result<(), AuthorityError> {
+    match hosts.iter().find(|host| ServerName::try_from(host.as_str()).is_err()) {
+        Some(host) => Err(AuthorityError::Host(host.clone())),
+        None => Ok(()),
+    }
+}
+
 /// Whoever signs certificates of the run.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -96,9 +104,7 @@ impl Authority {
 
     /// Writes a server certificate for `hosts`, and its key.
     pub(crate) fn issue_server(&self, home: &Home, hosts: &[String]) -> Result<(), AuthorityError> {
-        if let Some(host) = hosts.iter().find(|host| ServerName::try_from(host.as_str()).is_err()) {
-            return Err(AuthorityError::Host(host.clone()));
-        }
+        check_hosts(hosts)?;
         let usage = ExtendedKeyUsagePurpose::ServerAuth;
         let credentials = self.sign("floret server", hosts, usage)?;
         files::replace(&home.server_key(), Access::Private, credentials.key.as_bytes())?;

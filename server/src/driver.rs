@@ -10,7 +10,7 @@ use bytes::Bytes;
 use floret_aggregator::coordinator::Status;
 use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply};
 use floret_core::{Adapter, ClientId, Digest, Time, Version};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tracing::error;
 
 use crate::metrics::Metrics;
@@ -51,6 +51,9 @@ struct Command {
     client: ClientId,
     input: Input,
     reply: oneshot::Sender<Result<Reply, Rejection>>,
+    /// Held until the command is done, even if nobody waits for it any more: what waits in the
+    /// queue counts as in flight.
+    _transfer: Option<OwnedSemaphorePermit>,
 }
 
 /// Asks the driver. The driver ends when the last handle is gone.
@@ -73,9 +76,11 @@ impl DriverHandle {
         &self,
         client: ClientId,
         input: Input,
+        transfer: Option<OwnedSemaphorePermit>,
     ) -> Result<Result<Reply, Rejection>, NoAnswer> {
         let (reply, answer) = oneshot::channel();
-        self.commands.try_send(Command { client, input, reply }).map_err(|error| match error {
+        let command = Command { client, input, reply, _transfer: transfer };
+        self.commands.try_send(command).map_err(|error| match error {
             TrySendError::Full(_) => NoAnswer::Busy,
             TrySendError::Disconnected(_) => NoAnswer::Stopped,
         })?;

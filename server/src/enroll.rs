@@ -90,6 +90,7 @@ fn client_settings(home: &Home, config: &Config, enrolment: &Enrolment<'_>) -> S
          # [limits]\n\
          # max_steps = 1000\n\
          # max_tokens = 4000000\n\
+         # max_batch_tokens = 16384\n\
          # max_rank = 64\n\
          # max_adapter_bytes = 268435456\n"
     )

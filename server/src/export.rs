@@ -41,12 +41,12 @@ pub fn export(
         return Err(CommandError::Exists { path: path.clone(), hint });
     }
     let model = config.model_dir(home);
-    let layout = Arc::new(Layout::new(&model_dir::read_config(&model)?, &config.lora)?);
     let state = home.state();
     let saved = SavedRun::read(&state)?.ok_or(StoreError::Empty(state.clone()))?;
+    let layout = Arc::new(Layout::new(&model_dir::read_config(&model)?, &saved.lora)?);
     let adapter = saved.adapter(&state, &layout, version)?;
     let base = model.canonicalize().unwrap_or(model);
-    let peft = to_peft(&adapter, &config.lora, &base.display().to_string());
+    let peft = to_peft(&adapter, &saved.lora, &base.display().to_string());
     files::create_dir(out, Access::Shared)?;
     // The settings last: a folder without them is no adapter.
     files::replace(&paths[1], Access::Shared, &peft.weights)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use floret_core::Seed;
 use toml::Value;
 
-use crate::authority::Authority;
+use crate::authority::{self, Authority};
 use crate::config::{SAMPLE, ServerSection};
 use crate::error::CommandError;
 use crate::files::{self, Access, FileError};
@@ -27,6 +27,7 @@ pub fn init(dir: &Path, model: &Path, server: &ServerSection) -> Result<Home, Co
         }
     }
     model_dir::read_config(model)?;
+    authority::check_hosts(&server.hosts)?;
     files::create_dir(dir, Access::Shared)?;
     files::create_dir(&home.devices(), Access::Shared)?;
     files::create_dir(&dir.join("secrets"), Access::Private)?;

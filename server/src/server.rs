@@ -68,6 +68,7 @@ pub struct Server {
     admin_address: SocketAddr,
     published: watch::Receiver<Published>,
     attendance: Arc<Attendance>,
+    metrics: Arc<Metrics>,
     grace: Duration,
     tasks: TaskTracker,
     driver: JoinHandle<()>,
@@ -116,7 +117,7 @@ impl Server {
         let acceptor = Acceptor {
             tls: TlsAcceptor::from(Arc::new(tls)),
             service: Acceptor::bounded(service),
-            metrics,
+            metrics: Arc::clone(&metrics),
             limits,
             shutdown: shutdown.clone(),
             tasks: tasks.clone(),
@@ -128,6 +129,7 @@ impl Server {
             admin_address,
             published: driver.published,
             attendance,
+            metrics,
             grace: seconds(config.limits.shutdown_grace_s),
             tasks,
             driver: driver.thread,
@@ -186,15 +188,17 @@ impl Server {
         }
     }
 
-    /// Waits until every device that was here knows that the run is over, and no longer than
-    /// `patience`. Returns whether all know.
+    /// Waits until every device that was here knows that the run is over and has left (each fetches
+    /// the last adapter first), and no longer than `patience`. Returns whether all know.
     pub async fn wait_until_told(&self, patience: Duration) -> bool {
-        let told = async {
-            while !self.attendance.all_told() {
+        let gone = async {
+            while !self.attendance.all_told() || self.metrics.connections.get() > 0 {
                 tokio::time::sleep(TOLD_CHECK).await;
             }
         };
-        timeout(patience, told).await.is_ok()
+        // A device that stays connected is no reason to say that it was not told.
+        let _ = timeout(patience, gone).await;
+        self.attendance.all_told()
     }
 
     /// Stops accepting, lets calls in flight finish for `limits.shutdown_grace_s`, and closes the
@@ -236,8 +240,12 @@ impl Prepared {
         let layout = Arc::new(layout);
         authority::renew_server(home, &config.server.hosts)?;
         let tls = tls::server_config(home)?;
-        let identity =
-            Identity { run: run.run.clone(), base: run.base, layout: Arc::clone(&layout) };
+        let identity = Identity {
+            run: run.run.clone(),
+            base: run.base,
+            lora: run.lora.clone(),
+            layout: Arc::clone(&layout),
+        };
         let (mut store, saved) =
             Store::open(&home.state(), identity, config.limits.keep_versions).map_err(Arc::new)?;
         let state = saved.unwrap_or_else(|| RunState::first(&run, Arc::clone(&layout)));

@@ -113,7 +113,7 @@ impl Service {
         if !spoken.contains(&self.compression) {
             return Err(Refusal::Compression { run: self.compression, device: spoken });
         }
-        let answer = match self.ask(client.clone(), Input::CheckIn).await? {
+        let answer = match self.ask(client.clone(), Input::CheckIn, None).await? {
             Reply::Train(plan) => v1::check_in_response::Answer::Plan((*plan).into()),
             Reply::ComeBack { earliest, latest } => {
                 v1::check_in_response::Answer::Retry(convert::retry_window(earliest, latest))
@@ -137,7 +137,7 @@ impl Service {
         client: ClientId,
         mut stream: Streaming<v1::ReportChunk>,
     ) -> Result<v1::ReportResponse, Refusal> {
-        let _permit = self.permit().await?;
+        let permit = self.permit().await?;
         let transfer = upload::receive(&mut stream, self.payload_max, &self.metrics);
         let received = timeout(self.request_timeout, transfer).await;
         let (header, payload) = received.map_err(|_| Refusal::TooSlow(self.request_timeout))??;
@@ -146,8 +146,8 @@ impl Service {
             num_examples: header.num_examples,
             payload: Payload::from_bytes(payload),
         };
-        let payload_digest = header.payload_digest;
-        let receipt = self.ask(client, Input::Report { update, payload_digest }).await?;
+        let report = Input::Report { update, payload_digest: header.payload_digest };
+        let receipt = self.ask(client, report, Some(permit)).await?;
         match receipt {
             Reply::Accepted(receipt) => Ok(Receipt::into(receipt)),
             _ => Err(Refusal::Stopped),
@@ -160,7 +160,7 @@ impl Service {
         request: v1::DeclineRequest,
     ) -> Result<v1::DeclineResponse, Refusal> {
         let (round, reason) = (Round(request.round), printable(&request.reason));
-        self.ask(client, Input::Decline { round, reason }).await?;
+        self.ask(client, Input::Decline { round, reason }, None).await?;
         Ok(v1::DeclineResponse {})
     }
 
@@ -174,8 +174,14 @@ impl Service {
         }
     }
 
-    async fn ask(&self, client: ClientId, input: Input) -> Result<Reply, Refusal> {
-        match timeout(self.request_timeout, self.driver.ask(client, input)).await {
+    async fn ask(
+        &self,
+        client: ClientId,
+        input: Input,
+        transfer: Option<OwnedSemaphorePermit>,
+    ) -> Result<Reply, Refusal> {
+        let answer = self.driver.ask(client, input, transfer);
+        match timeout(self.request_timeout, answer).await {
             Ok(answer) => Ok(answer??),
             Err(_) => Err(Refusal::Busy),
         }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use floret_aggregator::{RunEnd, RunState, Totals};
 use floret_core::base::BaseDigests;
-use floret_core::{Adapter, Digest, Layout, Round, RunId, Version};
+use floret_core::{Adapter, Digest, Layout, LoraConfig, Round, RunId, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::files::{self, Access, FileError};
@@ -73,6 +73,8 @@ pub struct SavedRun {
     pub run: RunId,
     /// The base model.
     pub base: BaseDigests,
+    /// Settings of the adapter: its scale is part of what its values mean.
+    pub lora: LoraConfig,
     /// Digest of the adapter's layout.
     pub layout: Digest,
     /// The current version.
@@ -156,6 +158,7 @@ impl SavedRun {
 pub(crate) struct Identity {
     pub(crate) run: RunId,
     pub(crate) base: BaseDigests,
+    pub(crate) lora: LoraConfig,
     pub(crate) layout: Arc<Layout>,
 }
 
@@ -208,6 +211,7 @@ impl Store {
             format: FORMAT,
             run: self.identity.run.clone(),
             base: self.identity.base,
+            lora: self.identity.lora.clone(),
             layout: self.identity.layout.digest(),
             version,
             round: state.round,
@@ -256,6 +260,13 @@ fn load(dir: &Path, saved: &SavedRun, identity: &Identity) -> Result<RunState, S
     saved.expect_same(dir, "name", name(&saved.run), name(&identity.run))?;
     saved.expect_same(dir, "base model", saved.base.base, identity.base.base)?;
     saved.expect_same(dir, "tokenizer", saved.base.tokenizer, identity.base.tokenizer)?;
+    let settings = |lora: &LoraConfig| serde_json::to_string(lora).unwrap_or_default();
+    saved.expect_same(
+        dir,
+        "set of LoRA settings",
+        settings(&saved.lora),
+        settings(&identity.lora),
+    )?;
     let layout = &identity.layout;
     let adapter = saved.adapter(dir, layout, None)?;
     let momentum = momentum_path(dir, saved.version);

@@ -41,7 +41,7 @@ fn start(site: &Site, cohort: usize, address: SocketAddr) -> Program {
     config.run.rounds = 4;
     std::fs::write(site.home.config(), toml::to_string(&config).unwrap()).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_floret-server"));
-    command.args(["serve", "--config"]).arg(site.home.dir()).env("RUST_LOG", "warn");
+    command.args(["serve", "--config"]).arg(site.home.dir()).env("FLORET_LOG", "warn");
     Program(command.spawn().unwrap())
 }
 

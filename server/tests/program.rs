@@ -12,7 +12,7 @@ use support::*;
 
 fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_floret-server"));
-    command.args(args).env("RUST_LOG", "info");
+    command.args(args).env("FLORET_LOG", "info");
     command
 }
 

@@ -64,8 +64,13 @@ async fn another_server_or_other_settings_cannot_use_the_state() {
 
     let rank = std::mem::replace(&mut site.config.lora.rank, 4);
     let error = start(&site).await.unwrap_err().to_string();
-    assert!(error.contains("another adapter layout"), "{error}");
+    assert!(error.contains("another set of LoRA settings"), "{error}");
     site.config.lora.rank = rank;
+    // The same layout with another scale would change what the saved values mean.
+    let alpha = std::mem::replace(&mut site.config.lora.alpha, 99.0);
+    let error = start(&site).await.unwrap_err().to_string();
+    assert!(error.contains("another set of LoRA settings"), "{error}");
+    site.config.lora.alpha = alpha;
     site.config.cohort.quorum = 9;
     let error = start(&site).await.unwrap_err();
     assert!(matches!(error, ServerError::Run(_)), "{error}");

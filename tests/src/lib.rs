@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use floret_client::setup::Base;
 use floret_client::{
@@ -131,6 +132,25 @@ impl Stage {
         let listener = TcpListener::bind(address).await.unwrap();
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Server::start(&self.home, &self.config, listener, admin).await.unwrap()
+    }
+
+    /// Starts the server again on `address`, once the one before has let go of its directory.
+    ///
+    /// # Panics
+    /// That does not happen within 30 seconds.
+    pub async fn restart(&self, address: SocketAddr) -> Server {
+        let begun = std::time::Instant::now();
+        loop {
+            let listener = TcpListener::bind(address).await;
+            let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            if let Ok(listener) = listener
+                && let Ok(server) = Server::start(&self.home, &self.config, listener, admin).await
+            {
+                return server;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "the server does not start again");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Enrols a device that talks to the server at `address`.

@@ -240,9 +240,7 @@ async fn devices_survive_a_restart_of_the_server() {
     }
     let before = server.status();
     drop(server);
-    // The state directory is free again once the last connection is closed.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let server = stage.start(&address.to_string()).await;
+    let server = stage.restart(address).await;
     assert!(server.status().version >= before.version);
     assert!(server.status().version < 40, "the run was not interrupted");
     let everyone = async {

@@ -1,5 +1,6 @@
 //! Deltas that may be summed: decoded, finite, and clipped by the server itself.
 
+use std::fmt;
 use std::sync::Arc;
 
 use floret_core::payload::InvalidPayload;
@@ -7,10 +8,17 @@ use floret_core::{Layout, Payload};
 use floret_privacy::clip::{Unclippable, clip_l2};
 
 /// A delta of at most the run's clip norm. There is no other way to make one than from a payload.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct ClippedDelta {
     values: Arc<[f32]>,
     clip_norm: f32,
+}
+
+/// What one device changed is nobody's business: sizes only.
+impl fmt::Debug for ClippedDelta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClippedDelta({} values)", self.values.len())
+    }
 }
 
 /// A payload that gives no delta.

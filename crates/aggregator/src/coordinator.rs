@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use floret_core::seed::Purpose;
-use floret_core::{Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Receipt, Round, Time};
+use floret_core::{
+    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Receipt, Round, Time, Version,
+};
+
 use serde::Serialize;
 
 use crate::config::{InvalidRun, RunConfig};
@@ -77,17 +81,16 @@ impl Coordinator {
             let (want, got) = (want.short(), got.short());
             return Err(InvalidRun::OtherLayout { want, got });
         }
-        let phase = match &state.end {
-            // A run that completed goes on when its configuration asks for more rounds.
-            Some(end) if !end.completed || state.version.0 >= u64::from(config.rounds) => {
-                Phase::Ended(end.clone())
-            }
-            _ => Phase::Selecting(Selecting::default()),
+        // A run goes on when it is started again: after it completed, if its configuration now asks
+        // for more rounds; after it was given up, with a new count of abandoned rounds.
+        let (phase, end) = if state.version.0 >= u64::from(config.rounds) {
+            let end = all_committed(&config, state.version);
+            (Phase::Ended(end.clone()), Some(end))
+        } else {
+            (Phase::Selecting(Selecting::default()), None)
         };
-        let state = match phase {
-            Phase::Ended(_) => state,
-            _ => RunState { end: None, ..state },
-        };
+        let abandoned_in_a_row = if state.end.is_some() { 0 } else { state.abandoned_in_a_row };
+        let state = RunState { end, abandoned_in_a_row, ..state };
         Ok(Self { config, layout, state, phase, closed: (Round(0), BTreeMap::new()) })
     }
 
@@ -166,6 +169,11 @@ impl Coordinator {
 
     fn report(&self, client: &ClientId, update: &ClientUpdate, payload_digest: Digest) -> Step {
         let round = update.round;
+        // Bytes that changed on the way are the network's fault: they are sent again.
+        let got = update.payload.digest();
+        if got != payload_digest {
+            return answer(Err(Rejection::WrongDigest { want: payload_digest, got }));
+        }
         match &self.phase {
             Phase::Training(training) if training.round == round => {
                 training.report(&self.config, &self.layout, client, update, payload_digest)
@@ -230,8 +238,7 @@ impl Coordinator {
         let summary = training.summary(now, reason);
         let mut records = vec![Record::RoundCommitted { summary, adapter, momentum }];
         if version.0 >= u64::from(self.config.rounds) {
-            let message = format!("all {} rounds are committed", self.config.rounds);
-            records.push(Record::RunEnded(RunEnd { completed: true, version, message }));
+            records.push(Record::RunEnded(all_committed(&self.config, version)));
         }
         records
     }
@@ -282,13 +289,13 @@ impl Coordinator {
                 self.state.adapter = adapter;
                 self.state.momentum = momentum;
                 self.state.abandoned_in_a_row = 0;
-                self.close_round();
+                self.close_round(summary.duration_ms);
             }
             (Record::RoundAbandoned { summary }, Phase::Training(_)) => {
                 totals.rounds_abandoned += 1;
                 totals.drop_outs += summary.dropped_out.len() as u64;
                 self.state.abandoned_in_a_row += 1;
-                self.close_round();
+                self.close_round(summary.duration_ms);
             }
             (Record::RunEnded(end), _) => {
                 self.state.end = Some(end.clone());
@@ -298,8 +305,11 @@ impl Coordinator {
         }
     }
 
-    fn close_round(&mut self) {
-        let next = Phase::Selecting(Selecting::default());
+    fn close_round(&mut self, duration_ms: u64) {
+        let Phase::Training(training) = &self.phase else { return };
+        let closed_at = training.opened_at.after(Duration::from_millis(duration_ms));
+        let others_first = closed_at.after(self.config.timing.retry_max);
+        let next = Phase::Selecting(Selecting::after(training.gave_nothing(), others_first));
         if let Phase::Training(training) = std::mem::replace(&mut self.phase, next) {
             self.closed = (training.round, training.into_receipts());
         }
@@ -341,6 +351,11 @@ impl Coordinator {
 
 fn answer(reply: Result<Reply, Rejection>) -> Step {
     Step { records: Vec::new(), reply }
+}
+
+fn all_committed(config: &RunConfig, version: Version) -> RunEnd {
+    let message = format!("all {} rounds are committed", config.rounds);
+    RunEnd { completed: true, version, message }
 }
 
 fn unknown_round(phase: &Phase, round: Round) -> Rejection {

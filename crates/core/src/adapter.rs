@@ -1,5 +1,6 @@
 //! The adapter: LoRA factors of all target modules as one flat vector.
 
+use std::fmt;
 use std::sync::Arc;
 
 use rand_chacha::rand_core::Rng;
@@ -9,11 +10,17 @@ use crate::layout::{Factor, Layout};
 use crate::seed::{Seed, uniform_f32};
 
 /// An adapter: finite values in layout order, with their digest.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Adapter {
     layout: Arc<Layout>,
     values: Arc<[f32]>,
     digest: Digest,
+}
+
+impl fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Adapter({} values, {:?})", self.values.len(), self.digest)
+    }
 }
 
 /// Values that are not an adapter of the layout.

@@ -14,6 +14,8 @@ pub struct Limits {
     pub max_steps: u32,
     /// Tokens trained on in a round.
     pub max_tokens: u64,
+    /// Tokens in a micro-batch: what the memory of a training step grows with.
+    pub max_batch_tokens: u64,
     /// LoRA rank.
     pub max_rank: usize,
     /// Size of the adapter in f32, in bytes: what is downloaded, and the most that is uploaded.
@@ -22,7 +24,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_steps: 1_000, max_tokens: 4_000_000, max_rank: 64, max_adapter_bytes: 256 << 20 }
+        Self {
+            max_steps: 1_000,
+            max_tokens: 4_000_000,
+            max_batch_tokens: 16_384,
+            max_rank: 64,
+            max_adapter_bytes: 256 << 20,
+        }
     }
 }
 
@@ -82,6 +90,8 @@ pub fn check_plan(
     within("bytes of adapter", layout.bytes() as u64, limits.max_adapter_bytes as u64)?;
     within("steps", plan.training.max_steps.into(), limits.max_steps.into())?;
     within("tokens", plan.training.max_tokens(), limits.max_tokens)?;
+    let batch = u64::from(plan.training.batch_size) * u64::from(plan.training.sequence_length);
+    within("tokens in a micro-batch", batch, limits.max_batch_tokens)?;
     let longest = model.config.max_positions as u64;
     within("tokens per sequence", plan.training.sequence_length.into(), longest)?;
     Ok(Arc::new(layout))

@@ -1,5 +1,7 @@
 //! The seam between a round and whatever trains: Burn on a device, a stand-in in tests.
 
+use std::fmt;
+
 use floret_core::{Adapter, ClientId, Plan};
 
 /// One client's training in one round.
@@ -14,7 +16,7 @@ pub struct TrainingTask {
 }
 
 /// What training gave.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct TrainingOutcome {
     /// The adapter's values after training, in layout order.
     pub values: Vec<f32>,
@@ -24,6 +26,13 @@ pub struct TrainingOutcome {
     pub tokens: u64,
     /// Mean loss per token of the last step, in nats. It stays on the device.
     pub last_loss: f64,
+}
+
+/// What training changed stays on the device: sizes only.
+impl fmt::Debug for TrainingOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TrainingOutcome({} values)", self.values.len())
+    }
 }
 
 /// How far a task has come.

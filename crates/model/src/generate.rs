@@ -72,6 +72,10 @@ pub fn generate(
             break;
         }
     }
+    if let Some(rest) = text.finish()? {
+        on_text(&rest);
+        all.push_str(&rest);
+    }
     Ok(all)
 }
 

@@ -136,6 +136,13 @@ impl<'a> TextStream<'a> {
         Self { tokenizer, given: ids.len(), ids }
     }
 
+    /// The text that still waits, whole or not, if any.
+    pub(crate) fn finish(self) -> Result<Option<String>, NotTokenizable> {
+        let before = self.tokenizer.decode(&self.ids[..self.given])?;
+        let after = self.tokenizer.decode(&self.ids)?;
+        Ok(after.strip_prefix(&before).map(str::to_owned).filter(|rest| !rest.is_empty()))
+    }
+
     /// Appends a token; returns the text that is now whole, if any.
     pub(crate) fn push(&mut self, id: u32) -> Result<Option<String>, NotTokenizable> {
         self.ids.push(id);

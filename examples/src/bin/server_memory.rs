@@ -47,6 +47,9 @@ struct Args {
     /// Rounds of each run.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
+    /// Exit with an error when the last cohort's peak is more than this share of the first's.
+    #[arg(long, default_value_t = 1.1)]
+    limit: f64,
     /// Print one JSON object as the last line.
     #[arg(long)]
     json: bool,
@@ -95,6 +98,7 @@ fn main() -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string(&Report { measured, ratio })?);
     }
+    ensure!(ratio <= args.limit, "the peak grew to {ratio:.3}, and {} is the limit", args.limit);
     Ok(())
 }
 

@@ -29,7 +29,7 @@ pub(super) struct ServeArgs {
     /// Exit once the run is over and the devices know: with 0 if every round was committed, else 3.
     #[arg(long)]
     exit_when_done: bool,
-    /// How log lines look. RUST_LOG sets what is logged.
+    /// How log lines look. FLORET_LOG sets what is logged.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
 }
@@ -47,7 +47,7 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("FLORET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => logger.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -13,6 +13,7 @@ fn identity() -> Identity {
         run: "test".parse().unwrap(),
         base: BaseDigests { base: digest, tokenizer: digest },
         layout: Arc::new(Layout::new(&model.unwrap(), &lora).unwrap()),
+        lora,
     }
 }
 

@@ -209,6 +209,10 @@ fn other_refusals_leave_the_client_in_the_round() {
 fn repeats_get_the_same_answer_and_different_reports_are_refused() {
     let mut run = Run::open();
     let first = run.report("a", 1, small()).unwrap();
+    // Other bytes under the first one's digest are no repeat.
+    let update = ClientUpdate { round: Round(1), num_examples: 4, payload: payload(|_| 0.5) };
+    let payload_digest = small().digest();
+    assert_eq!(code(run.send("a", Input::Report { update, payload_digest })), "wrong-digest");
     assert_eq!(run.report("a", 1, small()).unwrap(), first);
     assert_eq!(code(run.report("a", 1, payload(|_| 0.5))), "different-report");
     run.report("b", 1, small()).unwrap();
@@ -259,6 +263,7 @@ fn a_round_that_cannot_reach_its_quorum_ends_at_once_and_too_many_end_the_run() 
         }
         if round == 1 {
             assert_eq!(run.status().totals.rounds_abandoned, 1);
+            run.now = run.now.after(run.coordinator.config().timing.retry_max);
             run.gather();
         }
     }
@@ -314,8 +319,28 @@ fn a_completed_run_goes_on_when_more_rounds_are_asked_for() {
         |config, state| Coordinator::new(config, layout(), state).unwrap().status(Time(0)).phase;
     assert_eq!(phase(config(), state.clone()), "ended");
     assert_eq!(phase(more.clone(), state.clone()), "selecting");
+    assert_eq!(phase(RunConfig { rounds: 1, ..config() }, state.clone()), "ended");
     state.end = Some(RunEnd { completed: false, version: Version(2), message: String::new() });
-    assert_eq!(phase(more, state), "ended");
+    state.abandoned_in_a_row = 2;
+    let resumed = Coordinator::new(more, layout(), state).unwrap();
+    assert_eq!(resumed.status(Time(0)).phase, "selecting");
+    assert_eq!(resumed.state().abandoned_in_a_row, 0);
+}
+
+#[test]
+fn clients_that_gave_nothing_let_the_others_go_first() {
+    let mut run = Run::open();
+    for client in ["a", "b"] {
+        run.send(client, Input::Decline { round: Round(1), reason: "limits".to_owned() }).unwrap();
+    }
+    // a and b are back at once and do not count yet; c, d and e make a cohort without them.
+    for client in ["a", "b", "c", "d"] {
+        run.check_in(client).unwrap();
+    }
+    assert_eq!((run.status().phase, run.status().population), ("selecting", Some(2)));
+    run.check_in("e").unwrap();
+    assert_eq!(run.plan("d").round, Round(2));
+    assert!(matches!(run.check_in("a"), Ok(Reply::ComeBack { .. })));
 }
 
 #[test]

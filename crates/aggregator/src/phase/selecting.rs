@@ -2,7 +2,7 @@
 //!
 //! The cohort is a function of (seed, round, connected population), never of the order of arrival.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use floret_core::seed::Purpose;
 use floret_core::{ClientId, Round, Seed, Time};
@@ -13,11 +13,23 @@ use crate::config::RunConfig;
 pub(crate) struct Selecting {
     /// When each client was last seen.
     present: BTreeMap<ClientId, Time>,
+    /// Clients that gave nothing in the last round, and are only counted from this time on.
+    sidelined: (BTreeSet<ClientId>, Time),
 }
 
 impl Selecting {
+    /// Clients gather after a round in which those of `gave_nothing` declined or were refused.
+    /// Until `others_first` they are passed over, so that a few of them, back at once, do not
+    /// fill every cohort.
+    pub(crate) fn after(gave_nothing: BTreeSet<ClientId>, others_first: Time) -> Self {
+        Self { present: BTreeMap::new(), sidelined: (gave_nothing, others_first) }
+    }
+
     pub(crate) fn checked_in(&mut self, client: ClientId, at: Time) {
-        self.present.insert(client, at);
+        let (sidelined, others_first) = &self.sidelined;
+        if at >= *others_first || !sidelined.contains(&client) {
+            self.present.insert(client, at);
+        }
     }
 
     /// How many clients are connected.

@@ -1,6 +1,6 @@
 //! Training: a cohort is at work, and its updates are folded as they come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time, Version};
 
@@ -13,7 +13,7 @@ use crate::message::{Record, Rejection, Reply, RoundSummary, Step};
 pub(crate) struct Training {
     pub(crate) round: Round,
     base_version: Version,
-    opened_at: Time,
+    pub(crate) opened_at: Time,
     pub(crate) closes_at: Time,
     cohort: BTreeMap<ClientId, Member>,
     mean: WeightedMean,
@@ -63,7 +63,7 @@ impl Training {
     }
 
     /// Decides on an update. A refusal of what the update says is a fact of the round and takes its
-    /// client out of it; a digest that does not match is the network's fault, and sent again.
+    /// client out of it.
     pub(crate) fn report(
         &self,
         config: &RunConfig,
@@ -83,10 +83,6 @@ impl Training {
                 return answer(Err(Rejection::OutOfRound { round, reason }));
             }
             Some(Member::Assigned) => {}
-        }
-        let got = update.payload.digest();
-        if got != payload_digest {
-            return answer(Err(Rejection::WrongDigest { want: payload_digest, got }));
         }
         match admit(config, layout, update) {
             Ok(delta) => {
@@ -184,6 +180,13 @@ impl Training {
             duration_ms: self.opened_at.until(now).as_millis() as u64,
             reason,
         }
+    }
+
+    /// Clients that declined or were refused.
+    pub(crate) fn gave_nothing(&self) -> BTreeSet<ClientId> {
+        let out = |member: &Member| matches!(member, Member::Refused(_) | Member::Declined(_));
+        let members = self.cohort.iter().filter(|(_, member)| out(member));
+        members.map(|(client, _)| client.clone()).collect()
     }
 
     /// The receipts of the round, for clients that ask again after it closed.

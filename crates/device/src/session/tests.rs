@@ -105,6 +105,10 @@ fn plans_that_do_not_fit_are_declined_with_the_reason() {
         (Plan { training: TrainingConfig { max_steps: 2_000, ..training() }, ..plan() }, "steps"),
         (Plan { training: TrainingConfig { batch_size: 9_999, ..training() }, ..plan() }, "tokens"),
         (
+            Plan { training: TrainingConfig { batch_size: 200, ..training() }, ..plan() },
+            "in a micro-batch",
+        ),
+        (
             Plan { training: TrainingConfig { sequence_length: 512, ..training() }, ..plan() },
             "per sequence",
         ),
