@@ -12,16 +12,12 @@ use floret_client::setup::Base;
 use floret_client::{
     Backoff, ClientConfig, Connection, Credentials, Device, Event, TrainingThread,
 };
-use floret_core::seed::{Purpose, uniform_f32};
 use floret_core::{ClientId, Seed};
-use floret_device::{
-    Control, Limits, LocalModel, Progress, Session, TrainError, Trainer, TrainingOutcome,
-    TrainingTask,
-};
+use floret_device::{Limits, LocalModel, Session};
 use floret_server::config::{Config, FixedSeed};
 use floret_server::model_dir::BaseModel;
 use floret_server::{Enrolment, Home, Server, ServerSection};
-use rand_chacha::rand_core::Rng;
+use floret_simulation::ToyTrainer;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
@@ -29,29 +25,6 @@ use tokio::net::TcpListener;
 #[must_use]
 pub fn quickstart() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/quickstart")
-}
-
-/// A trainer whose outcome depends on client, round and adapter, as training does.
-#[derive(Debug, Clone, Copy)]
-pub struct ToyTrainer;
-
-impl Trainer for ToyTrainer {
-    fn train(
-        &mut self,
-        tasks: &[TrainingTask],
-        _: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
-        let train = |task: &TrainingTask| {
-            let plan = &task.plan;
-            let seed = plan.seed.derive(Purpose::Shuffle, plan.round, Some(&task.client));
-            let mut stream = seed.stream();
-            let values = task.adapter.values().iter();
-            let values = values.map(|x| 0.9 * x + 0.1 * uniform_f32(stream.next_u32())).collect();
-            let num_examples = 1 + stream.next_u32() % 20;
-            TrainingOutcome { values, num_examples, tokens: 1, last_loss: 0.0 }
-        };
-        Ok(tasks.iter().map(train).collect())
-    }
 }
 
 /// A folder that a server accepts as a base model: it reads the shape and hashes the rest.

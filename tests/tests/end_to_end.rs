@@ -15,8 +15,8 @@ use floret_core::{ClientUpdate, Digest, Layout, Payload, Plan, Seed};
 use floret_device::{Input, Limits, Session};
 use floret_examples::federation::{self, Participant};
 use floret_server::Server;
-use floret_simulation::{Behaviour, World};
-use floret_tests::{Events, Stage, ToyTrainer, connect, quickstart};
+use floret_simulation::{Behaviour, ToyTrainer, World};
+use floret_tests::{Events, Stage, connect, quickstart};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 

@@ -6,10 +6,13 @@
 //! # Layout
 //!
 //! - [`world`]: the event loop
+//! - [`toy`]: a trainer that needs no model
 //! - [`behaviour`]: how devices differ from perfect ones, by seed
 
 pub mod behaviour;
+pub mod toy;
 pub mod world;
 
 pub use behaviour::Behaviour;
+pub use toy::ToyTrainer;
 pub use world::{Ending, World, WorldError};

@@ -11,36 +11,9 @@ use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule;
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
-use floret_core::seed::{Purpose, uniform_f32};
 use floret_core::{ClientId, Digest, Layout, LoraConfig, ModelConfig, Seed};
-use floret_device::{
-    Control, Limits, LocalModel, Progress, Session, TrainError, Trainer, TrainingOutcome,
-    TrainingTask,
-};
-use floret_simulation::{Behaviour, Ending, World};
-use rand_chacha::rand_core::Rng;
-
-/// A trainer whose outcome depends on the client, the round and the adapter, as training does.
-struct ToyTrainer;
-
-impl Trainer for ToyTrainer {
-    fn train(
-        &mut self,
-        tasks: &[TrainingTask],
-        _: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
-        let train = |task: &TrainingTask| {
-            let plan = &task.plan;
-            let seed = plan.seed.derive(Purpose::Shuffle, plan.round, Some(&task.client));
-            let mut stream = seed.stream();
-            let values = task.adapter.values().iter();
-            let values = values.map(|x| 0.9 * x + 0.1 * uniform_f32(stream.next_u32())).collect();
-            let num_examples = 1 + stream.next_u32() % 20;
-            TrainingOutcome { values, num_examples, tokens: 1, last_loss: 0.0 }
-        };
-        Ok(tasks.iter().map(train).collect())
-    }
-}
+use floret_device::{Limits, LocalModel, Session};
+use floret_simulation::{Behaviour, Ending, ToyTrainer, World};
 
 fn model() -> LocalModel {
     let config = r#"{"model_type": "llama", "hidden_size": 16, "intermediate_size": 16,
