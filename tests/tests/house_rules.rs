@@ -31,6 +31,14 @@ fn is(name: &str, stem: &str) -> bool {
 }
 
 #[test]
+fn a_broken_rule_would_be_seen() {
+    // The rules read what cargo says: the server is built from tokio, the client from Burn's parts.
+    assert!(dependencies("floret-server").iter().any(|name| is(name, "tokio")));
+    assert!(dependencies("floret-client").iter().any(|name| is(name, "burn") && name != "burn"));
+    assert!(!is("burnt", "burn"));
+}
+
+#[test]
 fn packages_import_only_what_the_plan_permits() {
     let io = ["tokio", "tonic", "hyper", "burn", "getrandom", "rustls", "axum", "tempfile"];
     let pure = ["core", "privacy", "device", "aggregator", "simulation"];
@@ -50,6 +58,14 @@ fn packages_import_only_what_the_plan_permits() {
         ("proto", "floret-device", "the wire contract speaks core types alone"),
         ("proto", "floret-aggregator", "the wire contract speaks core types alone"),
         ("proto", "floret-model", "the wire contract speaks core types alone"),
+        ("device", "floret-model", "a device's side of a round trains through the Trainer seam"),
+        ("simulation", "floret-model", "a simulation takes any Trainer"),
+        ("device", "floret-proto", "the state machines are below the wire"),
+        ("aggregator", "floret-proto", "the state machines are below the wire"),
+        ("model", "floret-proto", "the model is below the wire"),
+        ("model", "floret-client", "shells stand on the model, never the other way"),
+        ("model", "floret-aggregator", "the two sides of a round meet on the wire alone"),
+        ("lab", "floret-server", "the lab runs the aggregator itself, not the server's shell"),
         ("core", "floret-proto", "core is below the wire"),
         ("privacy", "floret-core", "privacy works on flat vectors alone"),
     ];
