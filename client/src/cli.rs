@@ -1,20 +1,21 @@
 //! The command line: `run` and `generate`.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use floret_client::config::InvalidClientConfig;
 use floret_client::report::{Reporter, keep_adapter};
-use floret_client::setup::{Base, device, spawn_training};
+use floret_client::setup::{Base, BaseOptions, device, spawn_training};
 use floret_client::{ClientConfig, DriverError, PrivateData};
 use floret_core::peft::{CONFIG_FILE, WEIGHTS_FILE, from_peft};
 use floret_core::{Adapter, LoraConfig, ModelConfig, Seed};
-use floret_model::Lora;
 use floret_model::generate::{Sampling, generate};
+use floret_model::{DeviceChoice, Lora};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -60,6 +61,9 @@ struct RunArgs {
     /// The device's configuration; `floret-server enroll` writes a first one.
     #[arg(long, default_value = "client.toml")]
     config: PathBuf,
+    /// Who computes (cpu, wgpu, wgpu:INDEX or wgpu:cpu), instead of the configuration's.
+    #[arg(long)]
+    device: Option<DeviceChoice>,
 }
 
 #[derive(Debug, Args)]
@@ -79,12 +83,21 @@ struct GenerateArgs {
     /// Leave the adapter out.
     #[arg(long, conflicts_with = "adapter")]
     base_only: bool,
+    /// Merge the adapter into the weights first: it generates faster, and takes longer to start.
+    #[arg(long, conflicts_with = "base_only")]
+    merge: bool,
+    /// Who computes (cpu, wgpu, wgpu:INDEX or wgpu:cpu), instead of the configuration's.
+    #[arg(long)]
+    device: Option<DeviceChoice>,
     /// Tokens at most.
     #[arg(long, default_value_t = 128)]
     max_tokens: usize,
     /// 0 always takes the most likely token.
     #[arg(long, default_value_t = 0.8)]
     temperature: f32,
+    /// Draw only from the most likely tokens that hold this much of the probability; 1 for all.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
     /// The same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -114,12 +127,13 @@ fn init_logs(format: LogFormat) {
 
 #[tokio::main(worker_threads = 2)]
 async fn run(args: &RunArgs) -> Result<ExitCode> {
-    let config = ClientConfig::read(&args.config)?;
-    let base = Base::open(&config.model)?;
+    let mut config = ClientConfig::read(&args.config)?;
+    config.device = args.device.unwrap_or(config.device);
+    let base = Base::open(&config.model, config.base_options())?;
     let (data, found) = base.read_data(&config.data, config.holdout)?;
     tell_data(&found);
     let clients = [(config.name.clone(), data)];
-    let trainer = spawn_training(&base, clients, config.threads)?;
+    let trainer = spawn_training(&base, clients, config.trainer_options())?;
     let reporter = Reporter::new(std::io::stderr().is_terminal());
     let (model, adapter) = (config.model.clone(), config.adapter.clone());
     let watch = move |event| {
@@ -170,16 +184,19 @@ fn tell_data(found: &PrivateData) {
 }
 
 fn generate_text(args: &GenerateArgs) -> Result<()> {
-    let (model, adapter) = match &args.model {
-        Some(model) => (model.clone(), args.adapter.clone()),
+    let (model, adapter, options) = match &args.model {
+        Some(model) => (model.clone(), args.adapter.clone(), BaseOptions::default()),
         None => {
             let config = ClientConfig::read(&args.config)?;
+            let options = config.base_options();
             let adapter = args.adapter.clone().unwrap_or(config.adapter);
-            (config.model, Some(adapter))
+            (config.model, Some(adapter), options)
         }
     };
-    let base = Base::open(&model)?;
-    let lora = match adapter.filter(|_| !args.base_only) {
+    ensure!(!args.merge || adapter.is_some(), "--merge needs an adapter: name one with --adapter");
+    let device = args.device.unwrap_or(options.device);
+    let base = Base::open(&model, BaseOptions { device, ..options })?;
+    let mut lora = match adapter.filter(|_| !args.base_only) {
         Some(dir) => {
             let (settings, adapter) = read_adapter(&dir, &base.local.config)?;
             let (config, on) = (base.model.config(), base.model.device());
@@ -190,21 +207,29 @@ fn generate_text(args: &GenerateArgs) -> Result<()> {
     let sampling = Sampling {
         max_tokens: args.max_tokens,
         temperature: args.temperature,
+        top_p: args.top_p,
         seed: Seed::from_number(args.seed),
     };
+    let mut model = Arc::clone(&base.model);
+    if args.merge
+        && let Some(lora) = lora.take()
+    {
+        model = Arc::new(model.merged(&lora));
+    }
     let mut out = std::io::stdout();
-    write!(out, "{}", args.prompt)?;
-    let mut written = Ok(());
+    let mut written = write!(out, "{}", args.prompt);
     let mut stream = |piece: &str| {
         if written.is_ok() {
             written = write!(out, "{piece}").and_then(|()| out.flush());
         }
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    let model = Arc::clone(&base.model);
     generate(&model, lora.as_ref(), &base.tokenizer, &args.prompt, &sampling, &mut stream)?;
-    written?;
-    writeln!(out)?;
-    Ok(())
+    match written.and_then(|()| writeln!(out)) {
+        // Who reads it has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }
 
 fn read_adapter(dir: &Path, model: &ModelConfig) -> Result<(LoraConfig, Adapter)> {

@@ -1,11 +1,17 @@
 //! `client.toml`: where the server is, who this device is, and what it may be asked to do.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use floret_core::ClientId;
 use floret_core::config_file::{ConfigVersion, InvalidConfigFile, from_toml};
 use floret_device::Limits;
-use serde::Deserialize;
+use floret_model::{DeviceChoice, Precision, TrainerOptions};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+
+use crate::setup::BaseOptions;
 
 /// A device's configuration. Paths are relative to the file.
 #[derive(Debug, Clone, Deserialize)]
@@ -36,6 +42,18 @@ pub struct ClientConfig {
     /// Threads that train; 0 for one for each core.
     #[serde(default = "default_threads")]
     pub threads: usize,
+    /// Memory that the program may take while it trains, about, in MiB; any if not given.
+    pub memory_budget_mib: Option<u64>,
+    /// Whether blocks are computed twice, to hold less; a memory budget decides it by itself.
+    #[serde(default)]
+    pub recompute: bool,
+    /// How the base model's matrices are held: `f32`, or `int8` in a quarter of the memory. It is
+    /// this device's own choice: the files that the server asks for stay the same.
+    #[serde(default, deserialize_with = "from_name")]
+    pub base_precision: Precision,
+    /// Who computes: `cpu`, `wgpu`, `wgpu:INDEX` or `wgpu:cpu`.
+    #[serde(default, deserialize_with = "from_name")]
+    pub device: DeviceChoice,
     /// Bounds on any plan.
     #[serde(default)]
     pub limits: Limits,
@@ -51,6 +69,15 @@ fn default_holdout() -> f64 {
 
 fn default_threads() -> usize {
     1
+}
+
+/// A value that is written as its name.
+fn from_name<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: FromStr<Err: Display>,
+    D: Deserializer<'de>,
+{
+    String::deserialize(deserializer)?.parse().map_err(Error::custom)
 }
 
 /// A configuration that cannot be used.
@@ -99,6 +126,10 @@ impl ClientConfig {
         if !(0.0..1.0).contains(&config.holdout) {
             return value("holdout", config.holdout.to_string(), "0 or more, below 1");
         }
+        if config.recompute && config.memory_budget_mib.is_some() {
+            let accepted = "false beside memory_budget_mib, which decides by itself what fits";
+            return value("recompute", "true".to_owned(), accepted);
+        }
         let folder = path.parent().unwrap_or(Path::new("."));
         for file in [
             &mut config.ca,
@@ -112,10 +143,28 @@ impl ClientConfig {
         }
         Ok(config)
     }
+
+    /// How the base model is held, and who computes.
+    #[must_use]
+    pub fn base_options(&self) -> BaseOptions {
+        BaseOptions { precision: self.base_precision, device: self.device }
+    }
+
+    /// How this device trains.
+    #[must_use]
+    pub fn trainer_options(&self) -> TrainerOptions {
+        TrainerOptions {
+            threads: self.threads,
+            memory_budget: self.memory_budget_mib.map(|mib| mib.saturating_mul(1 << 20)),
+            recompute: self.recompute,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use floret_model::Gpu;
+
     use super::*;
 
     const GOOD: &str = r#"
@@ -144,10 +193,35 @@ mod tests {
         assert!(config.ca.is_absolute() && config.ca.ends_with("ca.pem"));
         assert_eq!(config.model, Path::new("/models/base"));
         assert_eq!(config.limits, Limits { max_steps: 5, ..Limits::default() });
+        assert_eq!(config.base_options(), BaseOptions::default());
+        assert_eq!(config.trainer_options().memory_budget, None);
+    }
+
+    #[test]
+    fn precision_and_device_are_named_and_the_budget_is_in_mib() {
+        let lines = "data = \"data\"\nmemory_budget_mib = 3\nbase_precision = \"int8\"\n\
+                     device = \"wgpu:2\"";
+        let config = read(&GOOD.replace("data = \"data\"", lines)).unwrap();
+        let device = DeviceChoice::Wgpu(Gpu::Index(2));
+        assert_eq!(config.base_options(), BaseOptions { precision: Precision::Int8, device });
+        assert_eq!(config.trainer_options().memory_budget, Some(3 << 20));
     }
 
     #[test]
     fn bad_values_are_named() {
+        let data = "data = \"data\"";
+        let beside = |line: &str| format!("{data}\n{line}");
+        for (line, word) in [
+            ("base_precision = \"fp4\"", "use f32 or int8"),
+            ("device = \"cuda\"", "wgpu:cpu"),
+            ("device = 0", "line"),
+            ("memory_budget_mib = -1", "memory_budget_mib"),
+            ("recompute = true\nmemory_budget_mib = 9", "recompute is true"),
+            ("memory_budget = 9", "did you mean `memory_budget_mib`?"),
+        ] {
+            let error = read(&GOOD.replace(data, &beside(line))).unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        }
         for (from, to, word) in [
             ("https://", "http://", "server"),
             ("phone-1", "Phone 1", "client name"),

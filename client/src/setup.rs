@@ -6,8 +6,8 @@ use std::sync::Arc;
 use floret_core::{ClientId, Seed};
 use floret_device::{LocalModel, Session};
 use floret_model::{
-    Checkpoint, InvalidCheckpoint, InvalidTokenizer, LocalData, LocalTrainer, NotTokenizable,
-    Tokenizer, Transformer, cpu,
+    Checkpoint, DeviceChoice, InvalidCheckpoint, InvalidTokenizer, LocalData, LocalTrainer,
+    NoDevice, NotTokenizable, Precision, Tokenizer, TrainerOptions, Transformer,
 };
 
 use crate::backoff::Backoff;
@@ -28,9 +28,26 @@ pub struct Base {
     pub local: LocalModel,
 }
 
+/// How a base model is held, and who computes: the choice of the device's owner.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BaseOptions {
+    /// How its matrices are held.
+    pub precision: Precision,
+    /// Who computes.
+    pub device: DeviceChoice,
+}
+
 /// A device that cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
+    /// Who should compute.
+    #[error(transparent)]
+    Device(#[from] NoDevice),
+    /// An 8-bit base model on a GPU.
+    #[error(
+        "an int8 base model needs the CPU, and device is {0}: use base_precision f32 or device cpu"
+    )]
+    Int8(DeviceChoice),
     /// The base model.
     #[error(transparent)]
     Checkpoint(#[from] InvalidCheckpoint),
@@ -64,16 +81,22 @@ fn system(what: &'static str) -> impl Fn(&dyn std::fmt::Display) -> SetupError {
 }
 
 impl Base {
-    /// Loads the Hugging Face directory `dir`.
+    /// Loads the Hugging Face directory `dir` as `options` say.
     ///
     /// # Errors
-    /// A checkpoint or tokenizer that cannot be used.
-    pub fn open(dir: &Path) -> Result<Self, SetupError> {
+    /// A device that cannot be had or that cannot hold the model so, or a checkpoint or tokenizer
+    /// that cannot be used.
+    pub fn open(dir: &Path, options: BaseOptions) -> Result<Self, SetupError> {
+        let BaseOptions { precision, device } = options;
+        if precision == Precision::Int8 && device != DeviceChoice::Cpu {
+            return Err(SetupError::Int8(device));
+        }
+        let device = device.open()?;
         let checkpoint = Checkpoint::open(dir)?;
         let config = checkpoint.config().clone();
         let tokenizer = Tokenizer::open(&dir.join("tokenizer.json"), &config)?;
         let digests = checkpoint.digests()?;
-        let model = checkpoint.load(&cpu())?;
+        let model = checkpoint.load(precision, &device)?;
         let local = LocalModel { config, digests };
         Ok(Self { model: Arc::new(model), tokenizer: Arc::new(tokenizer), local })
     }
@@ -94,16 +117,16 @@ impl Base {
     }
 }
 
-/// A thread that trains `clients` on `base`, with `threads` threads for the arithmetic.
+/// A thread that trains `clients` on `base`.
 ///
 /// # Errors
 /// The operating system gave no thread.
 pub fn spawn_training(
     base: &Base,
     clients: impl IntoIterator<Item = (ClientId, LocalData)>,
-    threads: usize,
+    options: TrainerOptions,
 ) -> Result<TrainingThread, SetupError> {
-    let trainer = LocalTrainer::new(Arc::clone(&base.model), threads);
+    let trainer = LocalTrainer::new(Arc::clone(&base.model), options);
     let mut trainer = trainer.map_err(|error| system("thread")(&error))?;
     for (client, data) in clients {
         trainer.insert(client, data);

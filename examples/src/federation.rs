@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use floret_client::setup::{Base, device, spawn_training};
+use floret_client::setup::{Base, BaseOptions, device, spawn_training};
 use floret_client::{ClientConfig, Event, TrainingThread};
 use floret_core::peft::{CONFIG_FILE, WEIGHTS_FILE, from_peft};
 use floret_core::{Adapter, ClientId, Digest, LoraConfig};
 use floret_device::session::RunEnd;
 use floret_model::evaluate::Evaluation;
-use floret_model::{LocalData, Lora, evaluate};
+use floret_model::{DeviceChoice, LocalData, Lora, TrainerOptions, evaluate};
 use floret_server::config::Config;
 use floret_server::{Enrolment, Home, Server, ServerSection};
 use tokio::net::TcpListener;
@@ -66,21 +66,23 @@ pub struct Outcome {
     pub duration: Duration,
 }
 
-/// Runs a whole federation: `home` becomes the server's directory, `adjust` changes its settings,
-/// the adapter is exported as a PEFT directory to `export` and read back from there.
+/// Runs a whole federation: `home` becomes the server's directory, the devices hold the base model
+/// as `options` say, `adjust` changes the server's settings, the adapter is exported as a PEFT
+/// directory to `export` and read back from there.
 ///
 /// # Errors
 /// A model, text or setting that cannot be used, or a run that fails.
 pub async fn run(
     home: &Path,
     model: &Path,
+    options: BaseOptions,
     participants: &[Participant],
     adjust: impl FnOnce(&mut Config),
     export: &Path,
 ) -> Result<Outcome> {
     let exported = export.join(CONFIG_FILE);
     ensure!(!exported.exists(), "{} exists already: choose another folder", exported.display());
-    let base = Base::open(model)?;
+    let base = Base::open(model, options)?;
     let home = floret_server::init(home, model, &ServerSection::default())?;
     let mut config = Config::load(&home)?;
     adjust(&mut config);
@@ -100,7 +102,7 @@ pub async fn run(
     let begun = Instant::now();
     let server = Server::start(&home, &config, listener, admin).await?;
     let settings = ClientSettings { home: &home, config: &config, url: &url, model };
-    let trainers = spawn_trainers(&base, &data)?;
+    let trainers = spawn_trainers(&base, options.device, &data)?;
     let devices = run_devices(&settings, &base, participants, &trainers).await?;
     let end = server.wait_for_end().await?;
     let duration = begun.elapsed();
@@ -134,11 +136,20 @@ pub async fn run(
     })
 }
 
-/// One training thread for each core, each with the data of every device: devices train by turns.
-fn spawn_trainers(base: &Base, data: &[(ClientId, LocalData)]) -> Result<Vec<TrainingThread>> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let spawn = |_| Ok(spawn_training(base, data.iter().cloned(), 1)?);
-    (0..cores.min(data.len())).map(spawn).collect()
+/// One training thread for each core, or one for a GPU, each with the data of every device: devices
+/// train by turns.
+fn spawn_trainers(
+    base: &Base,
+    on: DeviceChoice,
+    data: &[(ClientId, LocalData)],
+) -> Result<Vec<TrainingThread>> {
+    let trainers = match on {
+        DeviceChoice::Cpu => std::thread::available_parallelism().map_or(1, usize::from),
+        DeviceChoice::Wgpu(_) => 1,
+    };
+    let options = TrainerOptions { threads: 1, ..TrainerOptions::default() };
+    let spawn = |_| Ok(spawn_training(base, data.iter().cloned(), options.clone())?);
+    (0..trainers.min(data.len())).map(spawn).collect()
 }
 
 /// What is needed to enrol a device as a person would.

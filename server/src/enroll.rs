@@ -85,6 +85,14 @@ fn client_settings(home: &Home, config: &Config, enrolment: &Enrolment<'_>) -> S
          # holdout = 0.1\n\
          # Threads that train; 0 for one for each core.\n\
          # threads = 1\n\
+         # The most memory that training may take; slower ways are taken if need be.\n\
+         # memory_budget_mib = 512\n\
+         # Keep less for the backward pass and compute it again.\n\
+         # recompute = false\n\
+         # How the base model is held: \"f32\", or \"int8\" for a quarter of the memory.\n\
+         # base_precision = \"f32\"\n\
+         # Who computes: \"cpu\", or \"wgpu\", \"wgpu:1\" or \"wgpu:cpu\" if built for it.\n\
+         # device = \"cpu\"\n\
          \n\
          # What this device does in a round at most; other plans are declined.\n\
          # [limits]\n\

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use floret_client::setup::Base;
+use floret_client::setup::{Base, BaseOptions};
 use floret_client::{
     Backoff, ClientConfig, Connection, Credentials, Device, Event, TrainingThread,
 };
@@ -156,7 +156,7 @@ impl Stage {
     /// The model cannot be read.
     #[must_use]
     pub fn base(&self) -> Base {
-        Base::open(&self.model).unwrap()
+        Base::open(&self.model, BaseOptions::default()).unwrap()
     }
 
     /// A device with the toy trainer, and what it tells.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use floret_aggregator::config::{CohortConfig, Timing};
 use floret_aggregator::{Coordinator, RunConfig, RunState};
 use floret_client::connection::CheckIn;
-use floret_client::setup::spawn_training;
+use floret_client::setup::{BaseOptions, spawn_training};
 use floret_client::{CallError, Connection, DriverError, Event};
 use floret_core::payload::Compression;
 use floret_core::{ClientUpdate, Digest, Layout, Payload, Plan, Seed};
@@ -79,7 +79,8 @@ async fn a_run_completes_among_devices_that_fail() {
     let base = stage.base();
     let good = enroll("good");
     let (data, _) = base.read_data(&quickstart().join("devices/workshop"), 0.1).unwrap();
-    let trainer = spawn_training(&base, [(good.name.clone(), data)], 1).unwrap();
+    let clients = [(good.name.clone(), data)];
+    let trainer = spawn_training(&base, clients, good.trainer_options()).unwrap();
     let (told, mut events) = tokio::sync::mpsc::unbounded_channel();
     let watch = move |event| told.send(event).unwrap();
     let (device, _) = floret_client::setup::device(&good, &base, trainer, watch).unwrap();
@@ -207,8 +208,8 @@ async fn the_same_seed_trains_the_same_adapter() {
             config.timing.retry_max_s = 0.05;
         };
         let (home, export) = (folder.path().join("server"), folder.path().join("adapter"));
-        let model = quickstart().join("model");
-        federation::run(&home, &model, &participants, adjust, &export).await.unwrap()
+        let (model, options) = (quickstart().join("model"), BaseOptions::default());
+        federation::run(&home, &model, options, &participants, adjust, &export).await.unwrap()
     }
     let first = train(5).await;
     assert_eq!(train(5).await.adapter_digest, first.adapter_digest);

@@ -15,7 +15,7 @@ fn dependencies(package: &str) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
         .current_dir(root())
         .args(["tree", "--offline", "--locked", "-e", "normal", "--prefix", "none"])
-        .args(["--format", "{p}", "--all-features", "-p", package])
+        .args(["--format", "{p}", "-p", package])
         .output()
         .unwrap();
     let error = String::from_utf8_lossy(&output.stderr);

@@ -1,6 +1,8 @@
 //! `floret-lab`, the researcher's program.
 
+mod bench;
 mod pretrain;
+mod shapes;
 
 use clap::{Parser, Subcommand};
 
@@ -17,12 +19,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure how fast this machine trains and generates.
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Train a small base model from texts, for trying things out without a download.
     Pretrain(pretrain::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Bench(command) => bench::run(&command),
         Command::Pretrain(args) => pretrain::run(&args),
     }
 }

@@ -134,7 +134,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     threads.run(|| training_loop(&mut training, args, [&train, &holdout]))?;
     training.save(&args.out).with_context(|| format!("writing to {}", args.out.display()))?;
 
-    let saved = Checkpoint::open(&args.out)?.load(&floret_model::cpu())?;
+    let saved =
+        Checkpoint::open(&args.out)?.load(floret_model::Precision::F32, &floret_model::cpu())?;
     let losses = threads.run(|| losses(&saved, [&train, &holdout]))?;
     say(format_args!("saved to {}: {losses}, {:.0?}", args.out.display(), started.elapsed()))
 }

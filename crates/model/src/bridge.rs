@@ -3,30 +3,46 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use floret_core::ClientId;
 use floret_core::seed::Purpose;
+use floret_core::{ClientId, Plan};
 use floret_device::{Control, Progress, TrainError, Trainer, TrainingOutcome, TrainingTask};
 
 use crate::data::LocalData;
+use crate::memory::{StepPlan, Workload};
 use crate::threads::{NoThreads, Threads};
 use crate::train::{Step, Trained, Training};
 use crate::transformer::Transformer;
+
+/// How a trainer uses the machine. Apart from rounding, none of it changes what training gives.
+#[derive(Debug, Clone, Default)]
+pub struct TrainerOptions {
+    /// Threads that compute; 0 for one for each core. They change no bit of the result.
+    pub threads: usize,
+    /// Bytes that the process may hold while it trains: the fastest way of doing a step is taken
+    /// whose estimate, which is made for the CPU, fits. None takes the fastest of all.
+    pub memory_budget: Option<u64>,
+    /// Whether blocks keep only their input and are computed again in the backward pass, which
+    /// takes less memory and more time. Not read with a memory budget, which decides it.
+    pub recompute: bool,
+}
 
 /// Trains any number of clients on one shared base model.
 #[derive(Debug)]
 pub struct LocalTrainer {
     model: Arc<Transformer>,
+    options: TrainerOptions,
     threads: Threads,
     clients: BTreeMap<ClientId, LocalData>,
 }
 
 impl LocalTrainer {
-    /// A trainer without clients that computes on `threads` threads; 0 means one for each core.
+    /// A trainer without clients.
     ///
     /// # Errors
     /// The operating system gave no thread.
-    pub fn new(model: Arc<Transformer>, threads: usize) -> Result<Self, NoThreads> {
-        Ok(Self { model, threads: Threads::new(threads)?, clients: BTreeMap::new() })
+    pub fn new(model: Arc<Transformer>, options: TrainerOptions) -> Result<Self, NoThreads> {
+        let threads = Threads::new(options.threads)?;
+        Ok(Self { model, options, threads, clients: BTreeMap::new() })
     }
 
     /// Gives `client` its data, in place of any that it had.
@@ -38,6 +54,23 @@ impl LocalTrainer {
     #[must_use]
     pub fn data(&self, client: &ClientId) -> Option<&LocalData> {
         self.clients.get(client)
+    }
+
+    /// How to do each step of `plan`.
+    fn step_plan(&self, plan: &Plan) -> Result<StepPlan, TrainError> {
+        let batch_size = plan.training.batch_size as usize;
+        let Some(budget) = self.options.memory_budget else {
+            let recompute = self.options.recompute;
+            return Ok(StepPlan { recompute, ..StepPlan::fastest(batch_size) });
+        };
+        let workload = Workload {
+            model: self.model.config(),
+            precision: self.model.precision(),
+            lora: &plan.lora,
+            batch_size,
+            sequence_length: plan.training.sequence_length as usize,
+        };
+        workload.fit(budget).map_err(|error| TrainError::Unsupported(error.to_string()))
     }
 
     fn train_one(
@@ -52,7 +85,8 @@ impl LocalTrainer {
         let sequences = data.train(config.sequence_length as usize);
         let shuffle = plan.seed.derive(Purpose::Shuffle, plan.round, Some(client));
         let start = (&plan.lora, adapter);
-        let mut training = Training::new(&self.model, start, &sequences, config, &shuffle)?;
+        let training = Training::new(&self.model, start, &sequences, config, &shuffle)?;
+        let mut training = training.with_plan(self.step_plan(plan)?);
         for _ in 0..config.max_steps {
             let step = self.threads.run(|| training.step())?;
             if progress(step) == Control::Cancel {

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use floret_core::ModelConfig;
 use floret_core::base::BaseDigests;
 use floret_core::model_config::InvalidModelConfig;
@@ -15,9 +15,10 @@ use floret_core::tensor_bytes::to_f32;
 use safetensors::tensor::{Dtype, TensorInfo};
 use serde::Deserialize;
 
+use crate::precision::Precision;
 use crate::transformer::Transformer;
 use crate::weight_file::{WeightFile, digest, unreadable};
-use crate::weights::{HEAD, WeightSpec, Weights};
+use crate::weights::{HEAD, Weights};
 
 /// Shape and constants of the model.
 pub const CONFIG: &str = "config.json";
@@ -100,13 +101,15 @@ impl Checkpoint {
     ///
     /// # Errors
     /// A file that cannot be read any more.
-    pub fn load(&self, device: &Device) -> Result<Transformer, InvalidCheckpoint> {
-        let weights = Weights::of(&self.config).try_map(&mut |spec: &WeightSpec| {
+    pub fn load(
+        &self,
+        precision: Precision,
+        device: &Device,
+    ) -> Result<Transformer, InvalidCheckpoint> {
+        Transformer::build(self.config.clone(), precision, device, &mut |spec| {
             let (file, info) = self.find(&spec.name)?;
-            let values = to_f32(info.dtype, &file.read(info)?).unwrap_or_default();
-            Ok(Tensor::from_data(TensorData::new(values, spec.matrix_shape()), device))
-        })?;
-        Ok(Transformer::new(self.config.clone(), weights))
+            Ok(to_f32(info.dtype, &file.read(info)?).unwrap_or_default())
+        })
     }
 
     /// Digests over `config.json` and the weight files, and over `tokenizer.json`.

@@ -21,6 +21,8 @@ use serde::Serialize;
 use crate::checkpoint::{Checkpoint, InvalidCheckpoint};
 use crate::generate::greedy_with_margins;
 use crate::lora::{Lora, LoraMismatch, values};
+use crate::memory::StepPlan;
+use crate::precision::Precision;
 use crate::tokens::{InvalidTokens, Sequence, Tokens};
 use crate::train::{Training, gradient};
 use crate::transformer::Transformer;
@@ -139,7 +141,7 @@ impl Fixture {
         let checkpoint = Checkpoint::open(&base_dir)?;
         let (settings, adapter) = open_adapter(&dir.join("adapter"), &checkpoint)?;
         let reference = Reference::open(&dir.join("reference.safetensors"))?;
-        let model = checkpoint.load(&cpu())?;
+        let model = checkpoint.load(Precision::F32, &cpu())?;
         Ok(Self { base_dir, model, settings, adapter, reference })
     }
 
@@ -167,7 +169,7 @@ impl Fixture {
         let (_, trained) = self.train()?;
         let lora = self.lora(&trained)?;
         let tokens = Tokens::new(self.model.config(), &self.reference.rows())?;
-        let logits = values(self.model.logits(self.model.hidden(&tokens, Some(&lora), None)));
+        let logits = values(self.model.logits(self.model.hidden(&tokens, Some(&lora))));
         let [batch, length] = tokens.shape();
         let shape = vec![batch, length, self.model.config().vocab_size];
         let bytes = logits.iter().flat_map(|logit| logit.to_le_bytes()).collect::<Vec<u8>>();
@@ -195,7 +197,7 @@ impl Fixture {
     fn logits_difference(&self, name: &str, lora: Option<&Lora>) -> Result<f64, InvalidFixture> {
         let vocab = self.model.config().vocab_size;
         let tokens = Tokens::new(self.model.config(), &self.reference.rows())?;
-        let logits = values(self.model.logits(self.model.hidden(&tokens, lora, None)));
+        let logits = values(self.model.logits(self.model.hidden(&tokens, lora)));
         let want = self.reference.floats(name, logits.len())?;
         let rows = logits.chunks(vocab).zip(want.chunks(vocab)).zip(self.reference.mask());
         let counted = rows.filter(|(_, counts)| *counts).map(|(rows, _)| rows);
@@ -207,7 +209,7 @@ impl Fixture {
         let share: Vec<&Sequence> = sequences.iter().collect();
         let (layout, scale) = (self.adapter.layout(), self.settings.scale());
         let lora = Lora::trainable(layout, self.adapter.values(), scale, &self.model.device());
-        let sum = gradient(&self.model, &lora, &share, share.len())?;
+        let sum = gradient(&self.model, &lora, &share, &StepPlan::fastest(share.len()))?;
         let mut worst = 0.0;
         for spec in layout.tensors() {
             let got: Vec<f32> =

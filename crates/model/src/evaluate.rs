@@ -4,6 +4,7 @@ use std::ops::AddAssign;
 
 use crate::lora::Lora;
 use crate::loss;
+use crate::memory::StepPlan;
 use crate::tokens::{Batch, InvalidTokens, Sequence};
 use crate::transformer::Transformer;
 
@@ -51,8 +52,9 @@ pub fn evaluate(
     for sequences in sequences.chunks(batch_size.max(1)) {
         let sequences: Vec<&Sequence> = sequences.iter().collect();
         let batch = Batch::new(model.config(), &sequences)?;
-        let rows = loss::counted_rows(model.hidden(&batch.tokens, lora, None), &batch);
-        evaluation += Evaluation { nll: loss::nll(model, &rows, &batch), tokens: batch.counted() };
+        let hidden = model.hidden(&batch.tokens, lora);
+        let losses = loss::nll(model, hidden, &batch, StepPlan::fastest(batch_size).logits);
+        evaluation += Evaluation { nll: loss::sum(losses), tokens: batch.counted() };
     }
     Ok(evaluation)
 }

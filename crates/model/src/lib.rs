@@ -5,27 +5,35 @@
 //! - [`checkpoint`]: a Hugging Face directory, checked before it is loaded
 //! - [`device`]: who computes
 //! - [`weights`]: names and shapes of all weights, and the one traversal of them
-//! - [`transformer`], [`attention`]: the forward pass
+//! - [`transformer`], [`cache`]: the forward pass
+//! - [`precision`]: how the base model's matrices are held
+//! - `ops`, `kernels`: its operations, each with a backward pass of its own, and what computes them
+//!   on the CPU
 //! - [`lora`]: an adapter's factors as tensors
 //! - [`tokenizer`], [`data`], [`tokens`]: from texts to batches
 //! - [`optimizer`], [`train`]: local training of an adapter
+//! - [`memory`]: what a training step needs, and which way of doing it fits a budget
 //! - [`bridge`]: that training behind the seam of `floret-device`
 //! - [`mod@evaluate`], [`mod@generate`]: loss on held-out sequences, and text
 //! - [`pretrain`], [`tokenizer_training`]: a small base model trained from nothing
 //! - [`threads`], [`cpu`]: who computes, and where
 //! - [`conformance`]: comparison with transformers and PEFT
 
-pub mod attention;
 pub mod bridge;
+pub mod cache;
 pub mod checkpoint;
 pub mod conformance;
 pub mod data;
 pub mod device;
 pub mod evaluate;
 pub mod generate;
+mod kernels;
 pub mod lora;
 mod loss;
+pub mod memory;
+mod ops;
 pub mod optimizer;
+pub mod precision;
 pub mod pretrain;
 mod rope;
 mod shuffle;
@@ -40,14 +48,17 @@ pub mod transformer;
 mod weight_file;
 pub mod weights;
 
-pub use attention::KvCache;
-pub use bridge::LocalTrainer;
+pub use bridge::{LocalTrainer, TrainerOptions};
+pub use cache::KvCache;
 pub use checkpoint::{Checkpoint, InvalidCheckpoint};
 pub use data::{Example, LocalData};
-pub use device::cpu;
+pub use device::{DeviceChoice, Gpu, NoDevice, UnknownDevice, cpu};
 pub use evaluate::{Evaluation, evaluate};
-pub use generate::{GenerateError, Sampling, generate};
+pub use generate::{Continuation, GenerateError, Sampling, generate};
+pub use kernels::matmul::product_rate;
 pub use lora::{Lora, LoraMismatch};
+pub use memory::{DoesNotFit, StepPlan, Workload};
+pub use precision::{Precision, UnknownPrecision};
 pub use threads::{NoThreads, Threads};
 pub use tokenizer::{InvalidTokenizer, NotTokenizable, Tokenizer};
 pub use tokens::{InvalidTokens, Sequence, Tokens};

@@ -10,6 +10,8 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use floret_core::lora::{InvalidLora, TargetModule};
 use floret_core::{Adapter, Layout, LoraConfig, ModelConfig};
 
+use crate::ops::Factors;
+
 /// An adapter on a device: A \[rank, in\] and B \[out, rank\] as in PEFT.
 #[derive(Debug, Clone)]
 pub struct Lora {
@@ -81,15 +83,35 @@ impl Lora {
         Self { layout: Arc::clone(layout), scale, factors: factors.collect(), pairs }
     }
 
-    /// scale (x Aᵀ) Bᵀ for `x` \[rows, in\]; none if the target has no adapter.
-    pub(crate) fn forward(
+    /// The factors of those of `targets` that are adapted, whose outputs follow one another.
+    pub(crate) fn factors(
         &self,
+        config: &ModelConfig,
         layer: usize,
-        target: TargetModule,
-        x: Tensor<2>,
-    ) -> Option<Tensor<2>> {
-        let [a, b] = self.pairs.get(&(layer, target))?.map(|at| self.factors[at].clone());
-        Some(x.matmul(a.transpose()).mul_scalar(self.scale).matmul(b.transpose()))
+        targets: &[TargetModule],
+    ) -> Vec<Factors> {
+        let mut start = 0;
+        let mut found = Vec::new();
+        for &target in targets {
+            let outputs = start..start + config.linear_shape(target)[0];
+            start = outputs.end;
+            if let Some(at) = self.pairs.get(&(layer, target)) {
+                let [a, b] = at.map(|at| self.factors[at].clone());
+                found.push(Factors { a, b, outputs, scale: self.scale });
+            }
+        }
+        found
+    }
+
+    /// The same factors without gradients.
+    pub(crate) fn without_gradients(&self) -> Self {
+        let factors = self.factors.iter().map(|factor| factor.clone().inner()).collect();
+        Self { factors, ..self.clone() }
+    }
+
+    /// The lowest layer that has an adapter; none if no layer has.
+    pub(crate) fn lowest_layer(&self) -> Option<usize> {
+        self.pairs.keys().map(|(layer, _)| *layer).min()
     }
 
     /// Number of values.

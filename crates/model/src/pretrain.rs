@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, IndexingUpdateOp, Tensor, TensorData, activation};
 use floret_core::model_config::InvalidModelConfig;
 use floret_core::seed::{Purpose, uniform_f32};
 use floret_core::{ModelConfig, Round, Seed};
@@ -22,7 +22,7 @@ use crate::loss;
 use crate::optimizer::{AdamW, AdamWConfig, scale_and_clip};
 use crate::shuffle::Epochs;
 use crate::tokenizer_training::SPECIAL_IDS;
-use crate::tokens::{Batch, InvalidTokens, Sequence};
+use crate::tokens::{Batch, InvalidTokens, Sequence, indices};
 use crate::train::Step;
 use crate::transformer::Transformer;
 use crate::weights::{WeightSpec, Weights};
@@ -192,7 +192,7 @@ impl<'a> Pretraining<'a> {
     /// The model as it is now.
     #[must_use]
     pub fn model(&self) -> Transformer {
-        self.on(&cpu(), |weight| weight)
+        Transformer::new(self.config.clone(), &self.tensors(&cpu()))
     }
 
     /// Writes `config.json` and `model.safetensors` (in f16) to the directory `dir`.
@@ -220,14 +220,21 @@ impl<'a> Pretraining<'a> {
 
     /// Sum of the loss over `batch`, and its gradient.
     fn gradient(&self, batch: &Batch) -> (f64, Vec<f32>) {
-        let model = self.on(&cpu().autodiff(), Tensor::require_grad);
-        let rows = loss::counted_rows(model.hidden(&batch.tokens, None, None), batch);
-        let logits = model.logits(rows);
-        let (nll, log_probs) = loss::logits_nll(logits.clone().inner(), &batch.targets);
-        let by_logits = loss::logits_gradient(log_probs, &batch.targets);
+        let leaves = self.tensors(&cpu().autodiff()).map(|leaf| leaf.clone().require_grad());
+        let model = Transformer::new(self.config.clone(), &leaves);
+        let hidden = model.hidden(&batch.tokens, None);
+        let rows = indices(&batch.rows, &hidden.device());
+        let logits = model.logits(hidden.select(0, rows));
+        let log_probs = activation::log_softmax(logits.clone().inner(), 1);
+        let targets = indices(&batch.targets, &log_probs.device());
+        let targets = targets.reshape([batch.targets.len(), 1]);
+        let nll = loss::sum(log_probs.clone().gather(1, targets.clone()).neg());
+        // The gradient by the logits: softmax minus one at the target.
+        let minus_one = Tensor::full(targets.dims(), -1.0, &log_probs.device());
+        let by_logits = log_probs.exp().scatter(1, targets, minus_one, IndexingUpdateOp::Add);
         let mut gradients = (logits * by_logits.autodiff()).sum().backward();
         let mut sum = vec![0.0; self.values.len()];
-        for ((_, range), leaf) in self.weights.leaves().into_iter().zip(model.weights().leaves()) {
+        for ((_, range), leaf) in self.weights.leaves().into_iter().zip(leaves.leaves()) {
             if let Some(gradient) = leaf.grad_remove(&mut gradients) {
                 add(&mut sum[range.clone()], &values(gradient));
             }
@@ -235,12 +242,11 @@ impl<'a> Pretraining<'a> {
         (nll, sum)
     }
 
-    fn on(&self, device: &Device, leaf: impl Fn(Tensor<2>) -> Tensor<2>) -> Transformer {
-        let weights = self.weights.map(|(spec, range)| {
+    fn tensors(&self, device: &Device) -> Weights<Tensor<2>> {
+        self.weights.map(|(spec, range)| {
             let data = TensorData::new(self.values[range.clone()].to_vec(), spec.matrix_shape());
-            leaf(Tensor::from_data(data, device))
-        });
-        Transformer::new(self.config.clone(), weights)
+            Tensor::from_data(data, device)
+        })
     }
 }
 

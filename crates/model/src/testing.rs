@@ -60,7 +60,7 @@ pub(crate) fn model(config: &ModelConfig, seed: u64, device: &Device) -> Transfo
         }
         Tensor::from_data(TensorData::new(values, [rows, columns]), device)
     });
-    Transformer::new(config.clone(), weights)
+    Transformer::new(config.clone(), &weights)
 }
 
 pub(crate) fn plain_model(config: &ModelConfig, seed: u64) -> Transformer {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use floret_core::ModelConfig;
 
 /// A grid of token ids, checked against a model: every id is below its vocabulary size, and no row
@@ -149,6 +150,13 @@ impl Batch {
     pub fn counted(&self) -> u64 {
         self.targets.len() as u64
     }
+}
+
+/// Token ids or row numbers as a tensor.
+pub(crate) fn indices(values: &[u32], device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
+    let length = values.len();
+    Tensor::from_data(TensorData::new(values, [length]), device)
 }
 
 // Tokens are private data: their Debug forms show sizes only.

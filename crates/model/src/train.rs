@@ -6,8 +6,10 @@ use floret_core::plan::TrainingConfig;
 use floret_core::{Adapter, Layout, LoraConfig, Seed};
 use floret_device::TrainError;
 
+use crate::kernels::pool;
 use crate::lora::{self, Lora};
 use crate::loss;
+use crate::memory::StepPlan;
 use crate::optimizer::{AdamW, AdamWConfig, scale_and_clip};
 use crate::shuffle::Epochs;
 use crate::tokens::{Batch, InvalidTokens, Sequence};
@@ -23,7 +25,7 @@ pub struct Step {
 }
 
 /// What training gave.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Trained {
     /// The adapter's values, in layout order.
     pub values: Vec<f32>,
@@ -40,6 +42,7 @@ pub struct Trained {
 pub struct Training<'a> {
     model: &'a Transformer,
     config: &'a TrainingConfig,
+    plan: StepPlan,
     layout: Arc<Layout>,
     scale: f32,
     optimizer: AdamW,
@@ -66,6 +69,7 @@ impl<'a> Training<'a> {
         Ok(Self {
             model,
             config,
+            plan: StepPlan::fastest(config.batch_size as usize),
             layout: Arc::clone(adapter.layout()),
             scale: settings.scale(),
             optimizer: AdamW::new(AdamWConfig::from(config), values.len()),
@@ -73,6 +77,13 @@ impl<'a> Training<'a> {
             steps: 0,
             trained: Trained { values, tokens: 0, last_loss: 0.0 },
         })
+    }
+
+    /// The same training with its steps done as `plan` says.
+    #[must_use]
+    pub fn with_plan(mut self, plan: StepPlan) -> Self {
+        self.plan = plan;
+        self
     }
 
     /// Does one optimizer step over the next `batch_size * accumulation` sequences, or what the
@@ -85,7 +96,7 @@ impl<'a> Training<'a> {
         let share = self.epochs.next_share(batch_size * self.config.accumulation as usize);
         let values = &mut self.trained.values;
         let lora = Lora::trainable(&self.layout, values, self.scale, &self.model.device());
-        let Summed { nll, counted, mut gradient } = gradient(self.model, &lora, &share, batch_size)
+        let Summed { nll, counted, mut gradient } = gradient(self.model, &lora, &share, &self.plan)
             .map_err(|error| TrainError::Unsupported(error.to_string()))?;
         let max_norm = self.config.max_grad_norm.into();
         let norm = scale_and_clip(&mut gradient, 1.0 / counted as f64, max_norm);
@@ -102,8 +113,14 @@ impl<'a> Training<'a> {
 
     /// What the steps so far gave.
     #[must_use]
-    pub fn finish(self) -> Trained {
-        self.trained
+    pub fn finish(mut self) -> Trained {
+        std::mem::take(&mut self.trained)
+    }
+}
+
+impl Drop for Training<'_> {
+    fn drop(&mut self) {
+        pool::clear();
     }
 }
 
@@ -115,26 +132,67 @@ pub(crate) struct Summed {
     pub(crate) gradient: Vec<f32>,
 }
 
-/// Loss and gradient of `lora` over `share`, in micro-batches of `batch_size`.
+/// Loss and gradient of `lora` over `share`, done as `plan` says.
 pub(crate) fn gradient(
     model: &Transformer,
     lora: &Lora,
     share: &[&Sequence],
-    batch_size: usize,
+    plan: &StepPlan,
 ) -> Result<Summed, InvalidTokens> {
     let mut sum = Summed { nll: 0.0, counted: 0, gradient: vec![0.0; lora.len()] };
-    for sequences in share.chunks(batch_size) {
+    for sequences in share.chunks(plan.micro_batch) {
         let batch = Batch::new(model.config(), sequences)?;
-        let rows = loss::counted_rows(model.hidden(&batch.tokens, Some(lora), None), &batch);
-        let (nll, by_rows) = loss::nll_and_gradient(model, &rows.clone().inner(), &batch);
-        // The gradient of <rows, by_rows> with by_rows held fixed is that of the loss.
-        let mut gradients = (rows * by_rows.autodiff()).sum().backward();
-        lora.add_gradients(&mut gradients, &mut sum.gradient);
-        sum.nll += nll;
+        if plan.recompute {
+            add_recomputed(model, lora, &batch, plan, &mut sum);
+        } else {
+            let hidden = model.hidden(&batch.tokens, Some(lora));
+            let losses = loss::nll(model, hidden, &batch, plan.logits);
+            sum.nll += loss::sum(losses.clone().inner());
+            lora.add_gradients(&mut losses.sum().backward(), &mut sum.gradient);
+        }
         sum.counted += batch.counted();
     }
     Ok(sum)
 }
 
+/// Adds loss and gradient of `batch`, where blocks keep only their input and are computed again,
+/// one after another from the last, to take the gradient through them.
+fn add_recomputed(
+    model: &Transformer,
+    lora: &Lora,
+    batch: &Batch,
+    plan: &StepPlan,
+    sum: &mut Summed,
+) {
+    let frozen = lora.without_gradients();
+    let context = model.context(batch.tokens.shape()[1], 0);
+    let (layers, lowest) = (model.num_layers(), lora.lowest_layer().unwrap_or(0));
+    let mut x = model.embed(&batch.tokens);
+    let mut inputs = Vec::with_capacity(layers - lowest);
+    for layer in 0..layers {
+        if layer >= lowest {
+            inputs.push(x.clone());
+        }
+        x = model.block(layer, x, Some(&frozen), &context);
+    }
+    let last = x.autodiff().require_grad();
+    let losses = loss::nll(model, model.last_norm(last.clone()), batch, plan.logits);
+    sum.nll += loss::sum(losses.clone().inner());
+    let mut by_output = last.grad_remove(&mut losses.sum().backward());
+    for (layer, input) in (lowest..layers).zip(inputs).rev() {
+        let Some(gradient) = by_output.take() else { return };
+        // Nothing below the lowest adapted layer needs a gradient.
+        let input = input.autodiff();
+        let input = if layer > lowest { input.require_grad() } else { input };
+        let output = model.block(layer, input.clone(), Some(lora), &context);
+        // The gradient of <output, gradient> with gradient held fixed is that of the loss.
+        let mut gradients = (output * gradient.autodiff()).sum().backward();
+        lora.add_gradients(&mut gradients, &mut sum.gradient);
+        by_output = input.grad_remove(&mut gradients);
+    }
+}
+
 #[cfg(test)]
 mod tests;
+#[cfg(all(test, feature = "wgpu"))]
+mod wgpu_tests;

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use floret_client::setup::BaseOptions;
 use floret_examples::federation::{DeviceResult, Outcome, Participant, pooled, run};
 use floret_examples::logs;
+use floret_model::DeviceChoice;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -33,6 +35,9 @@ struct Args {
     /// The same seed gives the same adapter.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Who computes: cpu, wgpu, wgpu:INDEX or wgpu:cpu.
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
 }
 
 #[tokio::main]
@@ -62,7 +67,8 @@ async fn main() -> Result<()> {
         config.timing.retry_max_s = 0.2;
     };
     let (home, model) = (work.join("server"), here.join("model"));
-    let outcome = run(&home, &model, &participants, adjust, &out).await;
+    let options = BaseOptions { device: args.device, ..BaseOptions::default() };
+    let outcome = run(&home, &model, options, &participants, adjust, &out).await;
     let outcome = outcome.with_context(|| format!("files are in {}", work.display()))?;
     print_table(&outcome);
     println!("\nThe adapter (PEFT) is in {}", out.display());

@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use floret_client::setup::BaseOptions;
 use floret_core::ClientId;
 use floret_core::lora::TargetModule;
 use floret_examples::federation::{Outcome, Participant, pooled, run};
 use floret_examples::logs;
+use floret_model::DeviceChoice;
 use serde::{Deserialize, Serialize};
 
 #[global_allocator]
@@ -47,6 +49,9 @@ struct Args {
     /// The same seed gives the same adapter.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Who computes: cpu, wgpu, wgpu:INDEX or wgpu:cpu.
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
     /// Where the adapter is exported to, as a PEFT directory; thrown away if not given.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -99,8 +104,9 @@ async fn main() -> Result<()> {
         config.timing.retry_max_s = 0.25;
     };
     let out = args.out.clone().unwrap_or_else(|| work.path().join("adapter"));
-    let outcome =
-        run(&work.path().join("server"), &args.model, &participants, adjust, &out).await?;
+    let home = work.path().join("server");
+    let options = BaseOptions { device: args.device, ..BaseOptions::default() };
+    let outcome = run(&home, &args.model, options, &participants, adjust, &out).await?;
     let report = report(&outcome);
     for device in &outcome.devices {
         let (before, after) = (device.before.loss(), device.after.loss());

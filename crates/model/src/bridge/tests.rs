@@ -4,14 +4,18 @@ use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule::{DownProj, QProj, VProj};
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
-use floret_core::{Digest, Plan, Round, Seed, Version};
+use floret_core::{Digest, Round, Seed, Version};
 
 use super::*;
 use crate::data::Example;
 use crate::testing::{adapter, config, plain_model, settings, texts, tokenizer};
 
+fn on_threads(threads: usize) -> TrainerOptions {
+    TrainerOptions { threads, ..TrainerOptions::default() }
+}
+
 /// A model large enough for its products to be split over threads.
-fn task_and_trainer(threads: usize) -> (TrainingTask, LocalTrainer) {
+fn task_and_trainer(options: TrainerOptions) -> (TrainingTask, LocalTrainer) {
     let config = floret_core::ModelConfig {
         vocab_size: 300,
         hidden_size: 128,
@@ -43,7 +47,7 @@ fn task_and_trainer(threads: usize) -> (TrainingTask, LocalTrainer) {
     let tokenizer = tokenizer(dir.path(), &config);
     let examples: Vec<Example> = (0..30).flat_map(|_| texts()).map(Example::Text).collect();
     let data = LocalData::new(&examples, 0.1, &tokenizer, &config).unwrap();
-    let mut trainer = LocalTrainer::new(Arc::new(plain_model(&config, 2)), threads).unwrap();
+    let mut trainer = LocalTrainer::new(Arc::new(plain_model(&config, 2)), options).unwrap();
     trainer.insert(client.clone(), data);
     (TrainingTask { client, plan, adapter }, trainer)
 }
@@ -51,7 +55,7 @@ fn task_and_trainer(threads: usize) -> (TrainingTask, LocalTrainer) {
 #[test]
 fn the_same_task_gives_the_same_bits_on_any_number_of_threads() {
     let train = |threads, tasks| {
-        let (task, mut trainer) = task_and_trainer(threads);
+        let (task, mut trainer) = task_and_trainer(on_threads(threads));
         let tasks = vec![task; tasks];
         trainer.train(&tasks, &mut |_| Control::Continue).unwrap()
     };
@@ -68,7 +72,7 @@ fn the_same_task_gives_the_same_bits_on_any_number_of_threads() {
 
 #[test]
 fn progress_is_reported_and_can_cancel() {
-    let (task, mut trainer) = task_and_trainer(1);
+    let (task, mut trainer) = task_and_trainer(on_threads(1));
     let mut seen = Vec::new();
     let result = trainer.train(&[task], &mut |progress| {
         seen.push((progress.task, progress.step, progress.steps));
@@ -80,7 +84,42 @@ fn progress_is_reported_and_can_cancel() {
 
 #[test]
 fn an_unknown_client_has_no_data() {
-    let (mut task, mut trainer) = task_and_trainer(1);
+    let (mut task, mut trainer) = task_and_trainer(on_threads(1));
     task.client = "stranger".parse().unwrap();
     assert_eq!(trainer.train(&[task], &mut |_| Control::Continue), Err(TrainError::NoData));
+}
+
+#[test]
+fn every_way_of_doing_a_step_ends_in_nearly_the_same_adapter() {
+    let (mut task, mut trainer) = task_and_trainer(on_threads(1));
+    // So large that AdamW does not blow up what rounding makes of tiny gradients.
+    task.plan.training.epsilon = 1e-3;
+    let tasks = [task];
+    let mut train = |memory_budget: Option<u64>, recompute: bool| {
+        trainer.options = TrainerOptions { memory_budget, recompute, ..on_threads(1) };
+        let way = trainer.step_plan(&tasks[0].plan)?;
+        let outcomes = trainer.train(&tasks, &mut |_| Control::Continue)?;
+        Ok::<_, TrainError>((way, outcomes[0].values.clone()))
+    };
+    let (fastest, want) = train(None, false).unwrap();
+    let recomputed = train(None, true).unwrap();
+    let tight = (1u64..).find_map(|mib| train(Some(mib << 20), false).ok()).unwrap();
+    for (way, values) in [recomputed, tight] {
+        assert_ne!(way, fastest);
+        for (x, y) in values.iter().zip(&want) {
+            assert!((x - y).abs() < 1e-4, "{way:?}: {x} {y}");
+        }
+    }
+    let moved = want.iter().zip(tasks[0].adapter.values()).map(|(after, before)| after - before);
+    assert!(moved.fold(0.0f32, |most, by| most.max(by.abs())) > 1e-3);
+}
+
+#[test]
+fn a_budget_that_nothing_fits_is_refused_before_training() {
+    let options = TrainerOptions { memory_budget: Some(1 << 20), ..on_threads(1) };
+    let (task, mut trainer) = task_and_trainer(options);
+    let refused = trainer.train(&[task], &mut |_| panic!("a step was done")).unwrap_err();
+    assert!(matches!(refused, TrainError::Unsupported(_)));
+    let refused = refused.to_string();
+    assert!(refused.contains("memory_budget is 1 MiB"), "{refused}");
 }

@@ -6,6 +6,7 @@ use safetensors::tensor::{SafeTensors, TensorView};
 use super::*;
 use crate::device::cpu;
 use crate::lora::values;
+use crate::precision::Precision;
 use crate::tokens::Tokens;
 
 fn fixture(name: &str) -> PathBuf {
@@ -44,9 +45,9 @@ fn error(dir: &Path) -> String {
 
 fn output(dir: &Path) -> Vec<f32> {
     let checkpoint = Checkpoint::open(dir).unwrap();
-    let model = checkpoint.load(&cpu()).unwrap();
+    let model = checkpoint.load(Precision::F32, &cpu()).unwrap();
     let tokens = Tokens::new(checkpoint.config(), &[&[1, 2, 3, 4]]).unwrap();
-    values(model.logits(model.hidden(&tokens, None, None)))
+    values(model.logits(model.hidden(&tokens, None)))
 }
 
 const Q: &str = "model.layers.1.self_attn.q_proj.weight";

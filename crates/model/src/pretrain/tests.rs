@@ -2,6 +2,7 @@ use super::*;
 use crate::checkpoint::{Checkpoint, TOKENIZER};
 use crate::data::{Example, LocalData};
 use crate::evaluate::evaluate;
+use crate::precision::Precision;
 use crate::testing::{texts, tokenizer};
 use crate::threads::Threads;
 use crate::tokenizer_training::{TokenizerTrainingError, train_tokenizer};
@@ -48,7 +49,7 @@ fn a_base_is_learned_saved_and_the_same_each_time() {
         let [one, two] = [&one, &two].map(|dir| fs::read(dir.path().join(name)).unwrap());
         assert_eq!(one, two, "{name}");
     }
-    let model = Checkpoint::open(one.path()).unwrap().load(&cpu()).unwrap();
+    let model = Checkpoint::open(one.path()).unwrap().load(Precision::F32, &cpu()).unwrap();
     let loss = evaluate(&model, None, &sequences(), 4).unwrap().loss().unwrap();
     assert!(loss < last + 0.2, "{loss} {last}");
 }

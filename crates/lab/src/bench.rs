@@ -1,0 +1,338 @@
+//! `floret-lab bench`: how fast this machine trains and generates, and in how much memory.
+
+use std::convert::Infallible;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand};
+use floret_core::lora::TargetModule;
+use floret_core::plan::TrainingConfig;
+use floret_core::seed::Purpose;
+use floret_core::seed::uniform_f32;
+use floret_core::{Adapter, Layout, LoraConfig, ModelConfig, Round, Seed};
+use floret_model::{
+    Checkpoint, Continuation, DeviceChoice, Lora, Precision, Sequence, StepPlan, Threads, Training,
+    Transformer, Workload, product_rate,
+};
+use rand_chacha::rand_core::Rng;
+use serde_json::{Value, json};
+
+use crate::shapes::Shape;
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Optimizer steps of LoRA training.
+    Step(StepArgs),
+    /// Greedy generation, one sequence with a cache of keys and values.
+    Generate(GenerateArgs),
+}
+
+#[derive(Debug, Args)]
+struct ModelArgs {
+    /// A shape with random weights.
+    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
+    shape: Option<Shape>,
+    /// A Hugging Face directory.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// How the base model is held: f32 or int8.
+    #[arg(long, default_value_t)]
+    base: Precision,
+    /// Rank of the adapter.
+    #[arg(long, default_value_t = 8)]
+    rank: usize,
+    /// Linear maps with an adapter, separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
+    targets: Vec<String>,
+    /// Computing threads; 0 for one on each core.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Who computes: cpu, wgpu, wgpu:INDEX or wgpu:cpu.
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
+    /// Print nothing but the JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `floret-lab bench step`.
+#[derive(Debug, Args)]
+pub(crate) struct StepArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Sequences in a batch.
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Tokens in a sequence; by default 128 for stories260K and 256 for others.
+    #[arg(long)]
+    seq: Option<usize>,
+    /// Batches in an optimizer step.
+    #[arg(long, default_value_t = 1)]
+    accumulation: usize,
+    /// Steps that are measured.
+    #[arg(long, default_value_t = 5)]
+    steps: usize,
+    /// Steps before those.
+    #[arg(long, default_value_t = 3)]
+    warmup: usize,
+    /// Keep only the inputs of blocks, and compute the rest again in the backward pass.
+    #[arg(long, conflicts_with = "memory_budget_mib")]
+    recompute: bool,
+    /// Choose the fastest way of doing a step that fits this much memory.
+    #[arg(long)]
+    memory_budget_mib: Option<u64>,
+}
+
+/// Arguments of `floret-lab bench generate`.
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 16)]
+    prompt: usize,
+    /// Tokens to generate.
+    #[arg(long, default_value_t = 128)]
+    new_tokens: usize,
+    /// Times that is repeated.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Put an adapter on top.
+    #[arg(long)]
+    lora: bool,
+    /// Merge that adapter into the weights first.
+    #[arg(long, requires = "lora")]
+    merged: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(command: &Command) -> Result<()> {
+    let (json, result) = match command {
+        Command::Step(args) => (args.model.json, step(args)?),
+        Command::Generate(args) => (args.model.json, generate(args)?),
+    };
+    if !json {
+        print_table(&result);
+    }
+    say(&result.to_string());
+    Ok(())
+}
+
+fn step(args: &StepArgs) -> Result<Value> {
+    let (threads, model) = (Threads::new(args.model.threads)?, args.model.load()?);
+    let length = args.seq.unwrap_or(args.model.shape.map_or(256, Shape::sequence_length));
+    let settings = args.model.lora()?;
+    let adapter = Adapter::init(Arc::new(Layout::new(model.config(), &settings)?), &seed());
+    let config = TrainingConfig {
+        max_steps: 1_000_000,
+        batch_size: u32::try_from(args.batch)?,
+        sequence_length: u32::try_from(length)?,
+        accumulation: u32::try_from(args.accumulation)?,
+        learning_rate: 1e-3,
+        max_grad_norm: 0.0,
+        ..TrainingConfig::default()
+    };
+    config.validate()?;
+    let workload = Workload {
+        model: model.config(),
+        precision: args.model.base,
+        lora: &settings,
+        batch_size: args.batch,
+        sequence_length: length,
+    };
+    let plan = match args.memory_budget_mib {
+        Some(budget) => workload.fit(budget.saturating_mul(1 << 20))?,
+        None => StepPlan { recompute: args.recompute, ..StepPlan::fastest(args.batch) },
+    };
+    let sequences = random_sequences(model.config(), args.batch * args.accumulation, length);
+    let start = (&settings, &adapter);
+    let mut training = Training::new(&model, start, &sequences, &config, &seed())?.with_plan(plan);
+    let mut losses = Vec::new();
+    let mut seconds = Vec::new();
+    for number in 0..args.warmup + args.steps.max(1) {
+        let begin = Instant::now();
+        losses.push(threads.run(|| training.step())?.loss);
+        if number >= args.warmup {
+            seconds.push(begin.elapsed().as_secs_f64());
+        }
+    }
+    let peak_rss_mib = peak_rss_mib();
+    let tokens = (args.batch * args.accumulation * length) as f64;
+    let rates = spread(seconds.iter().map(|seconds| tokens / seconds).collect());
+    // Frozen weights need no gradient: the backward pass costs one more forward's worth.
+    let flop_per_token = 4.0 * linear_parameters(model.config()) as f64;
+    let gemm = threads.run(product_rate);
+    let achieved = rates["median"].as_f64().unwrap_or(0.0) * flop_per_token / 1e9;
+    Ok(json!({
+        "what": "lora_step",
+        "model": args.model.name(),
+        "base": args.model.base.to_string(),
+        "batch": args.batch,
+        "seq": length,
+        "accumulation": args.accumulation,
+        "rank": args.model.rank,
+        "targets": args.model.targets,
+        "threads": args.model.threads,
+        "device": args.model.device.to_string(),
+        "micro_batch": plan.micro_batch,
+        "recompute": plan.recompute,
+        "steps": seconds.len(),
+        "tokens_per_s": rates,
+        "peak_rss_mib": peak_rss_mib,
+        "estimated_mib": workload.estimate(&plan) as f64 / f64::from(1 << 20),
+        "linear_gflop_per_s": achieved,
+        "gemm_gflop_per_s": gemm,
+        "share_of_gemm": achieved / gemm,
+        "losses": losses,
+    }))
+}
+
+fn generate(args: &GenerateArgs) -> Result<Value> {
+    let (threads, mut model) = (Threads::new(args.model.threads)?, args.model.load()?);
+    let mut lora = None;
+    if args.lora {
+        let settings = args.model.lora()?;
+        let layout = Arc::new(Layout::new(model.config(), &settings)?);
+        let adapter = Adapter::init(layout, &seed());
+        lora = Some(Lora::frozen(&adapter, model.config(), &settings, &model.device())?);
+        if let (true, Some(merged)) = (args.merged, &lora) {
+            (model, lora) = (model.merged(merged), None);
+        }
+    }
+    let prompt = random_sequences(model.config(), 1, args.prompt.max(2));
+    let prompt = &prompt[0].tokens()[..args.prompt.max(1)];
+    let (mut rates, mut prefill) = (Vec::new(), Vec::new());
+    for repeat in 0..=args.repeats.max(1) {
+        let (first, rest) = threads.run(|| -> Result<_> {
+            let begin = Instant::now();
+            let mut text = Continuation::new(&model, lora.as_ref(), prompt)?;
+            let first = begin.elapsed().as_secs_f64();
+            for _ in 1..args.new_tokens {
+                let id = text.most_likely();
+                if !text.push(id)? {
+                    bail!("the model has no position for {} new tokens", args.new_tokens);
+                }
+            }
+            Ok((first, begin.elapsed().as_secs_f64() - first))
+        })?;
+        if repeat > 0 {
+            prefill.push(first);
+            rates.push((args.new_tokens.max(2) - 1) as f64 / rest);
+        }
+    }
+    let peak_rss_mib = peak_rss_mib();
+    let rates = spread(rates);
+    let flop_per_token = 2.0 * linear_parameters(model.config()) as f64;
+    let gemm = threads.run(product_rate);
+    let achieved = rates["median"].as_f64().unwrap_or(0.0) * flop_per_token / 1e9;
+    Ok(json!({
+        "what": "greedy_decode",
+        "model": args.model.name(),
+        "base": args.model.base.to_string(),
+        "prompt": args.prompt,
+        "new_tokens": args.new_tokens,
+        "lora": args.lora,
+        "merged": args.merged,
+        "threads": args.model.threads,
+        "device": args.model.device.to_string(),
+        "tokens_per_s": rates,
+        "prefill_s": spread(prefill),
+        "peak_rss_mib": peak_rss_mib,
+        "linear_gflop_per_s": achieved,
+        "gemm_gflop_per_s": gemm,
+        "share_of_gemm": achieved / gemm,
+    }))
+}
+
+impl ModelArgs {
+    fn load(&self) -> Result<Transformer> {
+        ensure!(
+            self.base == Precision::F32 || self.device == DeviceChoice::Cpu,
+            "an int8 base needs the CPU: use --device cpu or --base f32"
+        );
+        let device = self.device.open()?;
+        if let Some(dir) = &self.model {
+            return Ok(Checkpoint::open(dir)?.load(self.base, &device)?);
+        }
+        let config = self.shape.context("--shape or --model is needed")?.config()?;
+        let mut stream = seed().stream();
+        let model = Transformer::build(config, self.base, &device, &mut |spec| {
+            let len = spec.shape.iter().product();
+            // Norms are ones; the rest has standard deviation 0.02, as transformers starts with.
+            let bound = 0.02 * 3f32.sqrt();
+            let mut draw = || (2.0 * uniform_f32(stream.next_u32()) - 1.0) * bound;
+            let norm = spec.shape.len() == 1;
+            Ok::<_, Infallible>((0..len).map(|_| if norm { 1.0 } else { draw() }).collect())
+        })?;
+        Ok(model)
+    }
+
+    fn lora(&self) -> Result<LoraConfig> {
+        let parse = |name: &String| {
+            let found = TargetModule::ALL.into_iter().find(|target| target.name() == name);
+            found.with_context(|| format!("{name:?} is no linear map: try q_proj or down_proj"))
+        };
+        let target_modules = self.targets.iter().map(parse).collect::<Result<_>>()?;
+        let alpha = 2.0 * self.rank as f32;
+        Ok(LoraConfig { rank: self.rank, alpha, use_rslora: false, target_modules })
+    }
+
+    fn name(&self) -> String {
+        match (&self.model, self.shape) {
+            (Some(dir), _) => dir.display().to_string(),
+            (None, Some(shape)) => format!("{shape:?}"),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+fn seed() -> Seed {
+    Seed::from_number(1)
+}
+
+fn random_sequences(config: &ModelConfig, count: usize, length: usize) -> Vec<Sequence> {
+    let mut stream = seed().derive(Purpose::Shuffle, Round(0), None).stream();
+    let mut token = || (stream.next_u32() % config.vocab_size as u32, true);
+    let sequence = |_| Sequence::new((0..length.max(2)).map(|_| token()).collect::<Vec<_>>());
+    (0..count.max(1)).filter_map(sequence).collect()
+}
+
+/// Weights of the linear maps and the head.
+fn linear_parameters(config: &ModelConfig) -> usize {
+    let maps = TargetModule::ALL.map(|target| config.linear_shape(target));
+    let block: usize = maps.iter().map(|[rows, columns]| rows * columns).sum();
+    config.num_layers * block + config.vocab_size * config.hidden_size
+}
+
+fn spread(mut values: Vec<f64>) -> Value {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let median = match values.len() % 2 {
+        0 => (values[middle - 1] + values[middle]) / 2.0,
+        _ => values[middle],
+    };
+    json!({ "median": median, "min": values[0], "max": values[values.len() - 1] })
+}
+
+/// The most memory that this process held so far, where the system tells it.
+fn peak_rss_mib() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+fn print_table(result: &Value) {
+    for (name, value) in result.as_object().into_iter().flatten() {
+        say(&format!("{name:>20}  {value}"));
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "the result of the command")]
+fn say(line: &str) {
+    println!("{line}");
+}

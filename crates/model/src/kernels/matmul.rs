@@ -1,0 +1,280 @@
+//! Matrix products: the `gemm` crate's for many rows, dot products for few, and weights of eight
+//! bits that are widened as they are read.
+#![allow(unsafe_code, reason = "the gemm crate takes pointers")]
+
+use gemm::Parallelism;
+use pulp::NullaryFnOnce;
+use rayon::prelude::*;
+
+use super::pool;
+use super::simd::{dot, dot_int8, vectorized};
+
+/// Multiplications below which a product stays on one thread.
+const SERIAL: usize = 1 << 17;
+
+/// Rows of x up to which each weight is read once for dot products: below, memory is the limit.
+const FEW_ROWS: usize = 4;
+
+/// 8-bit weights widened at once: a part of the last-level cache, beside the other operand.
+const WIDENED: usize = 1 << 19;
+
+/// A matrix of f32 values that lie in a slice: row `i` begins at `i * row_stride`, and its values
+/// are `column_stride` apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View<'a> {
+    data: &'a [f32],
+    shape: [usize; 2],
+    strides: [usize; 2],
+}
+
+impl<'a> View<'a> {
+    /// The row-major matrix \[rows, columns\] that fills `data`.
+    pub(crate) fn new(data: &'a [f32], columns: usize) -> Self {
+        Self::part(data, columns, 0, columns)
+    }
+
+    /// Columns `from..from + width` of the row-major matrix \[rows, columns\] that fills `data`.
+    pub(crate) fn part(data: &'a [f32], columns: usize, from: usize, width: usize) -> Self {
+        let rows = data.len() / columns.max(1);
+        let data = data.get(from..).unwrap_or_default();
+        Self { data, shape: [rows, width], strides: [columns, 1] }
+    }
+
+    /// Its transpose.
+    pub(crate) fn transposed(self) -> Self {
+        let ([rows, columns], [row_stride, column_stride]) = (self.shape, self.strides);
+        Self { shape: [columns, rows], strides: [column_stride, row_stride], ..self }
+    }
+}
+
+/// Writes scale x y to the columns `from..` of the row-major matrix `out` with `columns` columns,
+/// or adds it to them.
+///
+/// # Panics
+/// Shapes that do not fit each other, or a matrix that ends beyond its slice.
+pub(crate) fn multiply(
+    (out, columns, from): (&mut [f32], usize, usize),
+    x: View<'_>,
+    y: View<'_>,
+    scale: f32,
+    add: bool,
+) {
+    let ([rows, inner], [inner_y, width]) = (x.shape, y.shape);
+    assert_eq!(inner, inner_y, "the inner dimensions of a product");
+    if rows == 0 || width == 0 || (inner == 0 && add) {
+        return;
+    }
+    let out = &mut out[from..];
+    assert!(end([rows, width], [columns, 1]) <= out.len(), "the product ends beyond its slice");
+    assert!(from + width <= columns, "the product is wider than its rows");
+    assert!(inner == 0 || end(x.shape, x.strides) <= x.data.len(), "x ends beyond its slice");
+    assert!(inner == 0 || end(y.shape, y.strides) <= y.data.len(), "y ends beyond its slice");
+    let serial = rows * width * inner < SERIAL;
+    let parallelism = if serial { Parallelism::None } else { Parallelism::Rayon(0) };
+    let [x_row, x_column] = x.strides.map(|stride| stride as isize);
+    let [y_row, y_column] = y.strides.map(|stride| stride as isize);
+    // SAFETY: gemm reads element (i, j) of each operand at i * row stride + j * column stride, for
+    // i and j below the shapes given. The last of these lies within its slice, as checked above,
+    // and so do all others, since strides are not negative. `out` is borrowed mutably, so it
+    // overlaps neither operand; its rows do not overlap each other, since width <= columns.
+    unsafe {
+        gemm::gemm(
+            rows,
+            width,
+            inner,
+            out.as_mut_ptr(),
+            1,
+            columns as isize,
+            add,
+            x.data.as_ptr(),
+            x_column,
+            x_row,
+            y.data.as_ptr(),
+            y_column,
+            y_row,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// Index behind the last element of a matrix that is not empty.
+fn end([rows, columns]: [usize; 2], [row_stride, column_stride]: [usize; 2]) -> usize {
+    (rows - 1) * row_stride + (columns - 1) * column_stride + 1
+}
+
+/// Frozen weights \[rows, columns\], row-major.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Weights<'a> {
+    /// As they are.
+    F32(&'a [f32]),
+    /// Each row is `values` times that row's scale.
+    Int8 {
+        /// The values, in -127..=127.
+        values: &'a [i8],
+        /// One scale for each row.
+        scales: &'a [f32],
+    },
+}
+
+/// Writes x Wᵀ, or adds it, to `y` \[rows, outputs\]; x is \[rows, inputs\] and W \[outputs, inputs\].
+pub(crate) fn linear(
+    y: &mut [f32],
+    x: &[f32],
+    weights: Weights<'_>,
+    [outputs, inputs]: [usize; 2],
+    add: bool,
+) {
+    let rows = x.len() / inputs;
+    if rows <= FEW_ROWS {
+        return linear_by_dots(y, x, weights, [outputs, inputs], add);
+    }
+    match weights {
+        Weights::F32(weights) => {
+            let weights = View::new(weights, inputs).transposed();
+            multiply((y, outputs, 0), View::new(x, inputs), weights, 1.0, add);
+        }
+        Weights::Int8 { values, scales } => {
+            for_each_panel(values, scales, inputs, |first, panel| {
+                let panel = View::new(panel, inputs).transposed();
+                multiply((y, outputs, first), View::new(x, inputs), panel, 1.0, add);
+            });
+        }
+    }
+}
+
+/// Writes dy W, or adds it, to `dx` \[rows, inputs\]; dy is \[rows, outputs\].
+pub(crate) fn linear_backward(
+    dx: &mut [f32],
+    dy: &[f32],
+    weights: Weights<'_>,
+    [outputs, inputs]: [usize; 2],
+    add: bool,
+) {
+    match weights {
+        Weights::F32(weights) => {
+            let dy = View::new(dy, outputs);
+            multiply((dx, inputs, 0), dy, View::new(weights, inputs), 1.0, add);
+        }
+        Weights::Int8 { values, scales } => {
+            for_each_panel(values, scales, inputs, |first, panel| {
+                let dy = View::part(dy, outputs, first, panel.len() / inputs);
+                multiply((dx, inputs, 0), dy, View::new(panel, inputs), 1.0, add || first > 0);
+            });
+        }
+    }
+}
+
+/// Gives each panel of whole rows, widened to f32, to `f` with the number of its first row.
+fn for_each_panel(values: &[i8], scales: &[f32], inputs: usize, mut f: impl FnMut(usize, &[f32])) {
+    let rows = (WIDENED / inputs).clamp(1, scales.len());
+    let mut panel = pool::take(rows * inputs);
+    for (index, (values, scales)) in
+        values.chunks(rows * inputs).zip(scales.chunks(rows)).enumerate()
+    {
+        let panel = &mut panel[..values.len()];
+        panel
+            .par_chunks_mut(inputs)
+            .with_min_len(super::rows_per_piece(inputs))
+            .zip(values.par_chunks(inputs).zip(scales))
+            .for_each(|(out, (values, &scale))| vectorized(Widen { out, values, scale }));
+        f(index * rows, panel);
+    }
+    pool::keep(panel);
+}
+
+/// Writes `values` times `scale` to `out`.
+struct Widen<'a> {
+    out: &'a mut [f32],
+    values: &'a [i8],
+    scale: f32,
+}
+
+impl NullaryFnOnce for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (out, &value) in self.out.iter_mut().zip(self.values) {
+            *out = f32::from(value) * self.scale;
+        }
+    }
+}
+
+/// [`linear`] for few rows: each weight is read once.
+fn linear_by_dots(
+    y: &mut [f32],
+    x: &[f32],
+    weights: Weights<'_>,
+    [outputs, inputs]: [usize; 2],
+    add: bool,
+) {
+    let rows = x.len() / inputs;
+    // Outputs by themselves first, so that a piece of them is one slice.
+    let mut by_output = vec![0.0; rows * outputs];
+    let compute = |first, out: &mut [f32]| vectorized(Dots { out, first, x, weights, inputs });
+    if outputs * inputs < SERIAL {
+        compute(0, &mut by_output);
+    } else {
+        let piece = (SERIAL / 2 / inputs).max(1);
+        let pieces = by_output.par_chunks_mut(piece * rows).enumerate();
+        pieces.for_each(|(index, out)| compute(index * piece, out));
+    }
+    for (row, y) in y.chunks_exact_mut(outputs).enumerate() {
+        for (y, computed) in y.iter_mut().zip(by_output.chunks_exact(rows)) {
+            *y = if add { *y + computed[row] } else { computed[row] };
+        }
+    }
+}
+
+/// The outputs from `first` on, each for every row of `x`.
+struct Dots<'a> {
+    out: &'a mut [f32],
+    first: usize,
+    x: &'a [f32],
+    weights: Weights<'a>,
+    inputs: usize,
+}
+
+impl NullaryFnOnce for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { out, first, x, weights, inputs } = self;
+        let rows = x.len() / inputs;
+        for (index, out) in out.chunks_exact_mut(rows).enumerate() {
+            let row = (first + index) * inputs..(first + index + 1) * inputs;
+            for (out, x) in out.iter_mut().zip(x.chunks_exact(inputs)) {
+                *out = match weights {
+                    Weights::F32(weights) => dot(x, &weights[row.clone()]),
+                    Weights::Int8 { values, scales } => {
+                        dot_int8(x, &values[row.clone()]) * scales[first + index]
+                    }
+                };
+            }
+        }
+    }
+}
+
+/// This machine's own rate of f32 matrix products on the current threads, in GFLOP/s: the median
+/// over products of 2048-square matrices.
+#[must_use]
+pub fn product_rate() -> f64 {
+    const SIZE: usize = 2048;
+    let (x, y) = (vec![0.5; SIZE * SIZE], vec![0.25; SIZE * SIZE]);
+    let mut out = vec![0.0; SIZE * SIZE];
+    let mut rates: Vec<f64> = (0..7)
+        .map(|_| {
+            let begin = std::time::Instant::now();
+            multiply((&mut out, SIZE, 0), View::new(&x, SIZE), View::new(&y, SIZE), 1.0, false);
+            2.0 * (SIZE as f64).powi(3) / begin.elapsed().as_secs_f64() / 1e9
+        })
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}

@@ -1,0 +1,36 @@
+use super::*;
+use crate::testing::{config, settings};
+
+fn workload<'a>(model: &'a ModelConfig, lora: &'a LoraConfig) -> Workload<'a> {
+    Workload { model, precision: Precision::F32, lora, batch_size: 8, sequence_length: 64 }
+}
+
+#[test]
+fn the_cheapest_way_that_fits_is_chosen() {
+    let model = ModelConfig { hidden_size: 512, num_layers: 8, vocab_size: 8192, ..config() };
+    let lora = settings(8, &[TargetModule::QProj]);
+    let workload = workload(&model, &lora);
+    let fastest = StepPlan::fastest(8);
+    let most = workload.estimate(&fastest);
+    assert_eq!(workload.fit(most), Ok(fastest));
+
+    let mut budget = most;
+    let mut chosen = vec![fastest];
+    while let Ok(plan) = workload.fit(budget) {
+        let bytes = workload.estimate(&plan);
+        assert!(bytes <= budget);
+        if chosen.last() != Some(&plan) {
+            chosen.push(plan);
+        }
+        budget = bytes - 1;
+    }
+    assert!(chosen.len() > 4, "{chosen:?}");
+    // Nothing is computed twice while a smaller micro-batch would do.
+    let recompute: Vec<bool> = chosen.iter().map(|plan| plan.recompute).collect();
+    assert!(recompute.is_sorted() && recompute.contains(&true), "{chosen:?}");
+
+    let refusal = workload.fit(budget).unwrap_err().to_string();
+    assert!(refusal.contains("memory_budget") && refusal.contains("int8"), "{refusal}");
+    let int8 = Workload { precision: Precision::Int8, ..workload };
+    assert!(int8.fit(budget).is_ok());
+}
