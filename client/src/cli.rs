@@ -15,7 +15,7 @@ use floret_client::{ClientConfig, DriverError, PrivateData};
 use floret_core::peft::{CONFIG_FILE, WEIGHTS_FILE, from_peft};
 use floret_core::{Adapter, LoraConfig, ModelConfig, Seed};
 use floret_model::generate::{Sampling, generate};
-use floret_model::{DeviceChoice, Lora};
+use floret_model::{DeviceChoice, Lora, Threads};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -184,13 +184,13 @@ fn tell_data(found: &PrivateData) {
 }
 
 fn generate_text(args: &GenerateArgs) -> Result<()> {
-    let (model, adapter, options) = match &args.model {
-        Some(model) => (model.clone(), args.adapter.clone(), BaseOptions::default()),
+    let (model, adapter, options, threads) = match &args.model {
+        Some(model) => (model.clone(), args.adapter.clone(), BaseOptions::default(), 0),
         None => {
             let config = ClientConfig::read(&args.config)?;
             let options = config.base_options();
             let adapter = args.adapter.clone().unwrap_or(config.adapter);
-            (config.model, Some(adapter), options)
+            (config.model, Some(adapter), options, config.threads)
         }
     };
     ensure!(!args.merge || adapter.is_some(), "--merge needs an adapter: name one with --adapter");
@@ -224,7 +224,9 @@ fn generate_text(args: &GenerateArgs) -> Result<()> {
         }
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    generate(&model, lora.as_ref(), &base.tokenizer, &args.prompt, &sampling, &mut stream)?;
+    let (lora, tokenizer, prompt) = (lora.as_ref(), &base.tokenizer, &args.prompt);
+    let threads = Threads::new(threads)?;
+    threads.run(|| generate(&model, lora, tokenizer, prompt, &sampling, &mut stream))?;
     match written.and_then(|()| writeln!(out)) {
         // Who reads it has seen enough.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

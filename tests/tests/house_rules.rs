@@ -12,10 +12,15 @@ fn root() -> PathBuf {
 
 /// Names of all packages that `package` is built from, itself left out.
 fn dependencies(package: &str) -> BTreeSet<String> {
+    let with_gpu =
+        ["floret-model", "floret-client", "floret-lab", "floret-examples", "floret-tests"];
+    let gpu = with_gpu.iter().find(|name| **name == package);
     let output = Command::new(env!("CARGO"))
         .current_dir(root())
         .args(["tree", "--offline", "--locked", "-e", "normal", "--prefix", "none"])
         .args(["--format", "{p}", "-p", package])
+        // The GPU's packages need not be downloaded where nobody asks for them.
+        .args(gpu.is_none().then_some("--all-features"))
         .output()
         .unwrap();
     let error = String::from_utf8_lossy(&output.stderr);

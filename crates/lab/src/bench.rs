@@ -65,20 +65,20 @@ pub(crate) struct StepArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Sequences in a batch.
-    #[arg(long, default_value_t = 8)]
-    batch: usize,
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    batch: u32,
     /// Tokens in a sequence; by default 128 for stories260K and 256 for others.
-    #[arg(long)]
-    seq: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=1048576))]
+    seq: Option<u32>,
     /// Batches in an optimizer step.
-    #[arg(long, default_value_t = 1)]
-    accumulation: usize,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    accumulation: u32,
     /// Steps that are measured.
-    #[arg(long, default_value_t = 5)]
-    steps: usize,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000000))]
+    steps: u32,
     /// Steps before those.
-    #[arg(long, default_value_t = 3)]
-    warmup: usize,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=1000000))]
+    warmup: u32,
     /// Keep only the inputs of blocks, and compute the rest again in the backward pass.
     #[arg(long, conflicts_with = "memory_budget_mib")]
     recompute: bool,
@@ -93,14 +93,14 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens of the prompt.
-    #[arg(long, default_value_t = 16)]
-    prompt: usize,
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1048576))]
+    prompt: u32,
     /// Tokens to generate.
-    #[arg(long, default_value_t = 128)]
-    new_tokens: usize,
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1048576))]
+    new_tokens: u32,
     /// Times that is repeated.
-    #[arg(long, default_value_t = 5)]
-    repeats: usize,
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100000))]
+    repeats: u32,
     /// Put an adapter on top.
     #[arg(long)]
     lora: bool,
@@ -123,15 +123,16 @@ pub(crate) fn run(command: &Command) -> Result<()> {
 }
 
 fn step(args: &StepArgs) -> Result<Value> {
-    let (threads, model) = (Threads::new(args.model.threads)?, args.model.load()?);
+    let (threads, model) = (args.model.start_threads()?, args.model.load()?);
     let length = args.seq.unwrap_or(args.model.shape.map_or(256, Shape::sequence_length));
+    let (batch, accumulation) = (args.batch as usize, args.accumulation as usize);
     let settings = args.model.lora()?;
     let adapter = Adapter::init(Arc::new(Layout::new(model.config(), &settings)?), &seed());
     let config = TrainingConfig {
         max_steps: 1_000_000,
-        batch_size: u32::try_from(args.batch)?,
-        sequence_length: u32::try_from(length)?,
-        accumulation: u32::try_from(args.accumulation)?,
+        batch_size: args.batch,
+        sequence_length: length,
+        accumulation: args.accumulation,
         learning_rate: 1e-3,
         max_grad_norm: 0.0,
         ..TrainingConfig::default()
@@ -141,19 +142,20 @@ fn step(args: &StepArgs) -> Result<Value> {
         model: model.config(),
         precision: args.model.base,
         lora: &settings,
-        batch_size: args.batch,
-        sequence_length: length,
+        batch_size: batch,
+        sequence_length: length as usize,
+        threads: threads.count(),
     };
     let plan = match args.memory_budget_mib {
         Some(budget) => workload.fit(budget.saturating_mul(1 << 20))?,
-        None => StepPlan { recompute: args.recompute, ..StepPlan::fastest(args.batch) },
+        None => StepPlan { recompute: args.recompute, ..StepPlan::fastest(batch) },
     };
-    let sequences = random_sequences(model.config(), args.batch * args.accumulation, length);
+    let sequences = random_sequences(model.config(), batch * accumulation, length as usize);
     let start = (&settings, &adapter);
     let mut training = Training::new(&model, start, &sequences, &config, &seed())?.with_plan(plan);
     let mut losses = Vec::new();
     let mut seconds = Vec::new();
-    for number in 0..args.warmup + args.steps.max(1) {
+    for number in 0..args.warmup + args.steps {
         let begin = Instant::now();
         losses.push(threads.run(|| training.step())?.loss);
         if number >= args.warmup {
@@ -161,7 +163,7 @@ fn step(args: &StepArgs) -> Result<Value> {
         }
     }
     let peak_rss_mib = peak_rss_mib();
-    let tokens = (args.batch * args.accumulation * length) as f64;
+    let tokens = f64::from(args.batch) * f64::from(args.accumulation) * f64::from(length);
     let rates = spread(seconds.iter().map(|seconds| tokens / seconds).collect());
     // Frozen weights need no gradient: the backward pass costs one more forward's worth.
     let flop_per_token = 4.0 * linear_parameters(model.config()) as f64;
@@ -176,7 +178,7 @@ fn step(args: &StepArgs) -> Result<Value> {
         "accumulation": args.accumulation,
         "rank": args.model.rank,
         "targets": args.model.targets,
-        "threads": args.model.threads,
+        "threads": threads.count(),
         "device": args.model.device.to_string(),
         "micro_batch": plan.micro_batch,
         "recompute": plan.recompute,
@@ -192,7 +194,7 @@ fn step(args: &StepArgs) -> Result<Value> {
 }
 
 fn generate(args: &GenerateArgs) -> Result<Value> {
-    let (threads, mut model) = (Threads::new(args.model.threads)?, args.model.load()?);
+    let (threads, mut model) = (args.model.start_threads()?, args.model.load()?);
     let mut lora = None;
     if args.lora {
         let settings = args.model.lora()?;
@@ -203,10 +205,10 @@ fn generate(args: &GenerateArgs) -> Result<Value> {
             (model, lora) = (model.merged(merged), None);
         }
     }
-    let prompt = random_sequences(model.config(), 1, args.prompt.max(2));
-    let prompt = &prompt[0].tokens()[..args.prompt.max(1)];
+    let prompt = random_sequences(model.config(), 1, args.prompt.max(2) as usize);
+    let prompt = &prompt[0].tokens()[..args.prompt as usize];
     let (mut rates, mut prefill) = (Vec::new(), Vec::new());
-    for repeat in 0..=args.repeats.max(1) {
+    for repeat in 0..=args.repeats {
         let (first, rest) = threads.run(|| -> Result<_> {
             let begin = Instant::now();
             let mut text = Continuation::new(&model, lora.as_ref(), prompt)?;
@@ -221,7 +223,7 @@ fn generate(args: &GenerateArgs) -> Result<Value> {
         })?;
         if repeat > 0 {
             prefill.push(first);
-            rates.push((args.new_tokens.max(2) - 1) as f64 / rest);
+            rates.push(f64::from(args.new_tokens - 1) / rest);
         }
     }
     let peak_rss_mib = peak_rss_mib();
@@ -236,8 +238,10 @@ fn generate(args: &GenerateArgs) -> Result<Value> {
         "prompt": args.prompt,
         "new_tokens": args.new_tokens,
         "lora": args.lora,
+        "rank": args.model.rank,
+        "targets": args.model.targets,
         "merged": args.merged,
-        "threads": args.model.threads,
+        "threads": threads.count(),
         "device": args.model.device.to_string(),
         "tokens_per_s": rates,
         "prefill_s": spread(prefill),
@@ -259,7 +263,7 @@ impl ModelArgs {
             return Ok(Checkpoint::open(dir)?.load(self.base, &device)?);
         }
         let config = self.shape.context("--shape or --model is needed")?.config()?;
-        let mut stream = seed().stream();
+        let mut stream = seed().derive(Purpose::BaseInit, Round(0), None).stream();
         let model = Transformer::build(config, self.base, &device, &mut |spec| {
             let len = spec.shape.iter().product();
             // Norms are ones; the rest has standard deviation 0.02, as transformers starts with.
@@ -271,9 +275,15 @@ impl ModelArgs {
         Ok(model)
     }
 
+    /// A GPU has a stream and memory for each thread that speaks to it: one does.
+    fn start_threads(&self) -> Result<Threads> {
+        let on_cpu = self.device == DeviceChoice::Cpu;
+        Ok(Threads::new(if on_cpu { self.threads } else { 1 })?)
+    }
+
     fn lora(&self) -> Result<LoraConfig> {
         let parse = |name: &String| {
-            let found = TargetModule::ALL.into_iter().find(|target| target.name() == name);
+            let found = TargetModule::from_name(name);
             found.with_context(|| format!("{name:?} is no linear map: try q_proj or down_proj"))
         };
         let target_modules = self.targets.iter().map(parse).collect::<Result<_>>()?;
@@ -295,7 +305,7 @@ fn seed() -> Seed {
 }
 
 fn random_sequences(config: &ModelConfig, count: usize, length: usize) -> Vec<Sequence> {
-    let mut stream = seed().derive(Purpose::Shuffle, Round(0), None).stream();
+    let mut stream = seed().derive(Purpose::Sampling, Round(0), None).stream();
     let mut token = || (stream.next_u32() % config.vocab_size as u32, true);
     let sequence = |_| Sequence::new((0..length.max(2)).map(|_| token()).collect::<Vec<_>>());
     (0..count.max(1)).filter_map(sequence).collect()

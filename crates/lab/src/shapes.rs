@@ -50,7 +50,7 @@ impl Shape {
     }
 
     /// Tokens in a sequence unless told otherwise.
-    pub(crate) fn sequence_length(self) -> usize {
+    pub(crate) fn sequence_length(self) -> u32 {
         if self == Self::Stories260K { 128 } else { 256 }
     }
 }

@@ -8,6 +8,7 @@ use floret_core::{ClientId, Plan};
 use floret_device::{Control, Progress, TrainError, Trainer, TrainingOutcome, TrainingTask};
 
 use crate::data::LocalData;
+use crate::device::cpu;
 use crate::memory::{StepPlan, Workload};
 use crate::threads::{NoThreads, Threads};
 use crate::train::{Step, Trained, Training};
@@ -41,7 +42,9 @@ impl LocalTrainer {
     /// # Errors
     /// The operating system gave no thread.
     pub fn new(model: Arc<Transformer>, options: TrainerOptions) -> Result<Self, NoThreads> {
-        let threads = Threads::new(options.threads)?;
+        // A GPU has a stream and memory for each thread that speaks to it: one does.
+        let on_cpu = model.device() == cpu();
+        let threads = Threads::new(if on_cpu { options.threads } else { 1 })?;
         Ok(Self { model, options, threads, clients: BTreeMap::new() })
     }
 
@@ -69,6 +72,7 @@ impl LocalTrainer {
             lora: &plan.lora,
             batch_size,
             sequence_length: plan.training.sequence_length as usize,
+            threads: self.threads.count(),
         };
         workload.fit(budget).map_err(|error| TrainError::Unsupported(error.to_string()))
     }

@@ -27,7 +27,7 @@ pub enum DeviceChoice {
 /// Which of the devices behind Vulkan, Metal or Direct3D 12.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gpu {
-    /// The GPU that the graphics interface holds for the most powerful.
+    /// The first GPU that the graphics interface shows.
     Best,
     /// One of the GPUs that it shows, counted from 0.
     Index(usize),
@@ -130,7 +130,8 @@ fn open_wgpu(gpu: Gpu) -> Result<Device, NoDevice> {
     let (software, gpus): (Vec<Device>, Vec<Device>) = all.partition(|device| *device == software);
     let (choice, found) = (DeviceChoice::Wgpu(gpu), gpus.len());
     let device = match gpu {
-        Gpu::Best => (found > 0).then(|| Device::wgpu(DeviceKind::DefaultDevice)),
+        // Not the default device, which the environment may turn into the software driver.
+        Gpu::Best => gpus.into_iter().next(),
         Gpu::Index(index) => gpus.into_iter().nth(index),
         Gpu::Software => {
             return software.into_iter().next().ok_or(NoDevice::NoSoftwareDriver { choice });

@@ -2,6 +2,7 @@
 
 use std::ops::AddAssign;
 
+use crate::kernels::pool;
 use crate::lora::Lora;
 use crate::loss;
 use crate::memory::StepPlan;
@@ -48,6 +49,7 @@ pub fn evaluate(
     sequences: &[Sequence],
     batch_size: usize,
 ) -> Result<Evaluation, InvalidTokens> {
+    let _buffers = pool::Lease::new();
     let mut evaluation = Evaluation::default();
     for sequences in sequences.chunks(batch_size.max(1)) {
         let sequences: Vec<&Sequence> = sequences.iter().collect();

@@ -1,5 +1,6 @@
 //! Text from a model, token by token.
 
+use std::fmt;
 use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
@@ -118,13 +119,19 @@ pub(crate) fn greedy_with_margins(
 }
 
 /// A text that grows, with keys and values of what was seen.
-#[derive(Debug)]
 pub struct Continuation<'a> {
     model: &'a Transformer,
     lora: Option<&'a Lora>,
     cache: KvCache,
     /// Logits of the next token.
     logits: Vec<f32>,
+}
+
+// The text is private: the Debug form shows sizes only.
+impl fmt::Debug for Continuation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Continuation({} tokens)", self.cache.length())
+    }
 }
 
 impl<'a> Continuation<'a> {

@@ -1,7 +1,7 @@
 //! LoRA factors as tensors (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 //!
 //! The product stays factorised, y = x Wᵀ + scale (x Aᵀ) Bᵀ, so the frozen W needs no gradient and
-//! no dense update is ever formed.
+//! training forms no dense update.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -107,11 +107,6 @@ impl Lora {
     pub(crate) fn without_gradients(&self) -> Self {
         let factors = self.factors.iter().map(|factor| factor.clone().inner()).collect();
         Self { factors, ..self.clone() }
-    }
-
-    /// The lowest layer that has an adapter; none if no layer has.
-    pub(crate) fn lowest_layer(&self) -> Option<usize> {
-        self.pairs.keys().map(|(layer, _)| *layer).min()
     }
 
     /// Number of values.

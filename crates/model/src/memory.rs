@@ -6,12 +6,13 @@ use floret_core::lora::TargetModule;
 use floret_core::{LoraConfig, ModelConfig};
 
 use crate::precision::Precision;
+use crate::weights::{WeightSpec, Weights};
 
 /// Bytes of an f32.
 const F32: u64 = 4;
 
 /// What a process holds before it loads a model, and what an allocator keeps beside what is in
-/// use: measured, see docs/performance.md.
+/// use.
 const RUNTIME: u64 = 24 << 20;
 
 /// Logits held at once when memory is no concern: 64 MiB. The head is read twice for each chunk of
@@ -54,12 +55,14 @@ pub struct Workload<'a> {
     pub batch_size: usize,
     /// Tokens in a sequence.
     pub sequence_length: usize,
+    /// Threads that compute.
+    pub threads: usize,
 }
 
 /// No way of doing a step fits the budget.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "training needs about {} and memory_budget is {}: {hint}",
+    "training needs about {} and memory_budget_mib allows {}: {hint}",
     MiB(*.needed),
     MiB(*.budget)
 )]
@@ -83,15 +86,25 @@ impl Workload<'_> {
     #[must_use]
     pub fn estimate(&self, plan: &StepPlan) -> u64 {
         let blocks = self.model.num_layers as u64;
-        let tokens = (plan.micro_batch.min(self.batch_size) * self.sequence_length) as u64;
+        let tokens = plan.micro_batch.clamp(1, self.batch_size.max(1)) as u64;
+        let tokens = tokens * self.sequence_length as u64;
         let hidden = tokens * self.model.hidden_size as u64 * F32;
         let block = tokens * self.kept_by_block() * F32;
         let kept = if plan.recompute { blocks * hidden + block } else { blocks * block };
-        let rows = (plan.logits / self.model.vocab_size).max(8) as u64;
-        let logits = rows.min(tokens) * self.model.vocab_size as u64 * F32;
-        // Beside the logits live their rows, the gradient of these, and what is gathered from them.
-        let head = logits + 4 * hidden;
-        RUNTIME + self.weights() + self.adapter() + kept + head.max(tokens * self.widest() * F32)
+        let vocab = self.model.vocab_size as u64;
+        let rows = (plan.logits as u64 / vocab).max(8);
+        let logits = rows.min(tokens) * vocab * F32;
+        // Beside the logits live their rows, the gradient of these, what is gathered from them, and
+        // a packed part of the head, 512 values deep.
+        let head = logits.max(hidden) + 4 * hidden + 512 * vocab.min(tokens * 8) * F32;
+        let within = tokens * self.widest() * F32 + self.largest_pair() * F32;
+        let train = kept + head.max(within) + self.adapter() + self.threads as u64 * self.thread();
+        // A matrix is read as bytes, then as f32, before it is quantised.
+        let load = match self.precision {
+            Precision::F32 => 0,
+            Precision::Int8 => 2 * self.largest_matrix() * F32,
+        };
+        RUNTIME + self.weights() + train.max(load)
     }
 
     /// The cheapest way that fits `budget` bytes: smaller micro-batches before computing twice.
@@ -100,34 +113,32 @@ impl Workload<'_> {
     /// None fits; the error tells what the smallest needs, and what would help.
     pub fn fit(&self, budget: u64) -> Result<StepPlan, DoesNotFit> {
         let mut needed = u64::MAX;
-        for recompute in [false, true] {
-            for logits in [LOGITS, FEW_LOGITS] {
-                let mut micro_batch = self.batch_size.max(1);
-                loop {
-                    let plan = StepPlan { micro_batch, recompute, logits };
-                    let bytes = self.estimate(&plan);
-                    if bytes <= budget {
-                        return Ok(plan);
-                    }
-                    needed = needed.min(bytes);
-                    if micro_batch == 1 {
-                        break;
-                    }
-                    micro_batch = micro_batch.div_ceil(2);
-                }
+        for plan in self.plans() {
+            let bytes = self.estimate(&plan);
+            if bytes <= budget {
+                return Ok(plan);
             }
+            needed = needed.min(bytes);
         }
-        Err(DoesNotFit { needed, budget, hint: self.hint() })
+        let int8 = Self { precision: Precision::Int8, ..self.clone() };
+        let int8_fits = int8.plans().any(|plan| int8.estimate(&plan) <= budget);
+        let hint = if int8_fits { "hold the base as int8, or " } else { "" };
+        let hint = format!("{hint}give it more, or use shorter sequences or a smaller model");
+        Err(DoesNotFit { needed, budget, hint })
     }
 
-    /// What a user could change.
-    #[must_use]
-    fn hint(&self) -> String {
-        let shorter = "give it more, or use shorter sequences or a smaller model";
-        match self.precision {
-            Precision::F32 => format!("hold the base as int8, {shorter}"),
-            Precision::Int8 => shorter.to_owned(),
-        }
+    /// Ways of doing a step, the cheapest in time first.
+    fn plans(&self) -> impl Iterator<Item = StepPlan> + use<> {
+        let halves = |&size: &usize| (size > 1).then(|| size.div_ceil(2));
+        let sizes: Vec<usize> =
+            std::iter::successors(Some(self.batch_size.max(1)), halves).collect();
+        [false, true].into_iter().flat_map(move |recompute| {
+            let sizes = sizes.clone();
+            [LOGITS, FEW_LOGITS].into_iter().flat_map(move |logits| {
+                let plan = move |micro_batch| StepPlan { micro_batch, recompute, logits };
+                sizes.clone().into_iter().map(plan)
+            })
+        })
     }
 
     /// Values of one token that one block keeps for its backward pass; see `ops`.
@@ -158,28 +169,45 @@ impl Workload<'_> {
         let model = self.model;
         let gate_up = 3 * model.intermediate_size;
         let heads = 2 * (model.num_heads + 2 * model.num_kv_heads) * model.head_dim;
-        (gate_up.max(heads) + 3 * model.hidden_size) as u64
+        (gate_up.max(heads) + 3 * model.hidden_size + 3 * self.lora.rank) as u64
+    }
+
+    /// What one thread has for itself: attention's blocks, and packed parts of products.
+    fn thread(&self) -> u64 {
+        let head_dim = self.model.head_dim.next_multiple_of(16);
+        let attention = self.sequence_length * (64 + 4 * head_dim) + 128 * head_dim;
+        (2 << 20) + attention as u64 * F32
     }
 
     /// The base model.
     fn weights(&self) -> u64 {
         let model = self.model;
-        let maps = TargetModule::ALL.map(|target| model.linear_shape(target));
-        let block: usize = maps.iter().map(|[rows, columns]| rows * columns).sum();
-        let tables = if model.tie_embeddings { 1 } else { 2 };
-        let values = model.num_layers * block + tables * model.vocab_size * model.hidden_size;
-        let bytes = match self.precision {
-            Precision::F32 => F32,
-            Precision::Int8 => 1,
+        let specs = Weights::of(model);
+        let bytes = |spec: &WeightSpec| match (self.precision, spec.shape.len()) {
+            (Precision::Int8, 2) => (spec.len() + spec.shape[0] * F32 as usize) as u64,
+            _ => spec.len() as u64 * F32,
         };
-        values as u64 * bytes
+        specs.leaves().into_iter().map(bytes).sum()
+    }
+
+    /// Values of the largest matrix.
+    fn largest_matrix(&self) -> u64 {
+        let specs = Weights::of(self.model);
+        specs.leaves().into_iter().map(|spec| spec.len() as u64).max().unwrap_or(0)
+    }
+
+    /// Values of the adapter's share of the gradient of one block's largest map.
+    fn largest_pair(&self) -> u64 {
+        let sides = |target: &TargetModule| self.model.linear_shape(*target).iter().sum::<usize>();
+        let widest = self.lora.target_modules.iter().map(sides).max().unwrap_or(0);
+        (3 * widest * self.lora.rank) as u64
     }
 
     /// The adapter, its gradient, the optimizer's moments, and copies on the way.
     fn adapter(&self) -> u64 {
         let sides = |target: &TargetModule| self.model.linear_shape(*target).iter().sum::<usize>();
         let width: usize = self.lora.target_modules.iter().map(sides).sum();
-        (self.model.num_layers * width * self.lora.rank) as u64 * 7 * F32
+        (self.model.num_layers * width * self.lora.rank) as u64 * 8 * F32
     }
 }
 

@@ -1,9 +1,10 @@
 //! Small random models, adapters and data for tests.
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Device;
 use floret_core::lora::TargetModule;
 use floret_core::model_config::Rope;
 use floret_core::seed::uniform_f32;
@@ -11,11 +12,11 @@ use floret_core::{Adapter, Layout, LoraConfig, ModelConfig, Seed};
 use rand_chacha::rand_core::Rng;
 
 use crate::device::cpu;
+use crate::precision::Precision;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer_training::train_tokenizer;
 use crate::tokens::Sequence;
 use crate::transformer::Transformer;
-use crate::weights::Weights;
 
 pub(crate) fn config() -> ModelConfig {
     ModelConfig {
@@ -50,17 +51,28 @@ pub(crate) fn random(len: usize, bound: f32, seed: u64) -> Vec<f32> {
 }
 
 pub(crate) fn model(config: &ModelConfig, seed: u64, device: &Device) -> Transformer {
+    model_with(config, seed, Precision::F32, device)
+}
+
+pub(crate) fn model_with(
+    config: &ModelConfig,
+    seed: u64,
+    precision: Precision,
+    device: &Device,
+) -> Transformer {
     let mut seed = seed * 1000;
-    let weights = Weights::of(config).map(|spec| {
+    let model = Transformer::build(config.clone(), precision, device, &mut |spec| {
         seed += 1;
         let [rows, columns] = spec.matrix_shape();
         let mut values = random(rows * columns, 2.0 / (columns as f32).sqrt(), seed);
         if spec.name.ends_with("norm.weight") {
             values.iter_mut().for_each(|value| *value += 1.0);
         }
-        Tensor::from_data(TensorData::new(values, [rows, columns]), device)
+        Ok::<_, Infallible>(values)
     });
-    Transformer::new(config.clone(), &weights)
+    match model {
+        Ok(model) => model,
+    }
 }
 
 pub(crate) fn plain_model(config: &ModelConfig, seed: u64) -> Transformer {

@@ -25,6 +25,12 @@ impl Threads {
         pool.map(Self).map_err(|source| NoThreads { count, source })
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.current_num_threads()
+    }
+
     /// Runs `work` on these threads and waits for it.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.0.install(work)

@@ -25,7 +25,7 @@ pub struct Step {
 }
 
 /// What training gave.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Trained {
     /// The adapter's values, in layout order.
     pub values: Vec<f32>,
@@ -49,6 +49,7 @@ pub struct Training<'a> {
     epochs: Epochs<'a, Sequence>,
     steps: u32,
     trained: Trained,
+    _buffers: pool::Lease,
 }
 
 impl<'a> Training<'a> {
@@ -76,6 +77,7 @@ impl<'a> Training<'a> {
             epochs: Epochs::new(sequences, shuffle).ok_or(TrainError::NoData)?,
             steps: 0,
             trained: Trained { values, tokens: 0, last_loss: 0.0 },
+            _buffers: pool::Lease::new(),
         })
     }
 
@@ -100,6 +102,7 @@ impl<'a> Training<'a> {
             .map_err(|error| TrainError::Unsupported(error.to_string()))?;
         let max_norm = self.config.max_grad_norm.into();
         let norm = scale_and_clip(&mut gradient, 1.0 / counted as f64, max_norm);
+        pool::trim();
         self.optimizer.step(values, &gradient);
         self.steps += 1;
         let (number, loss) = (self.steps, nll / counted as f64);
@@ -113,14 +116,8 @@ impl<'a> Training<'a> {
 
     /// What the steps so far gave.
     #[must_use]
-    pub fn finish(mut self) -> Trained {
-        std::mem::take(&mut self.trained)
-    }
-}
-
-impl Drop for Training<'_> {
-    fn drop(&mut self) {
-        pool::clear();
+    pub fn finish(self) -> Trained {
+        self.trained
     }
 }
 
@@ -140,7 +137,7 @@ pub(crate) fn gradient(
     plan: &StepPlan,
 ) -> Result<Summed, InvalidTokens> {
     let mut sum = Summed { nll: 0.0, counted: 0, gradient: vec![0.0; lora.len()] };
-    for sequences in share.chunks(plan.micro_batch) {
+    for sequences in share.chunks(plan.micro_batch.max(1)) {
         let batch = Batch::new(model.config(), sequences)?;
         if plan.recompute {
             add_recomputed(model, lora, &batch, plan, &mut sum);
@@ -166,24 +163,21 @@ fn add_recomputed(
 ) {
     let frozen = lora.without_gradients();
     let context = model.context(batch.tokens.shape()[1], 0);
-    let (layers, lowest) = (model.num_layers(), lora.lowest_layer().unwrap_or(0));
     let mut x = model.embed(&batch.tokens);
-    let mut inputs = Vec::with_capacity(layers - lowest);
-    for layer in 0..layers {
-        if layer >= lowest {
-            inputs.push(x.clone());
-        }
+    let mut inputs = Vec::with_capacity(model.num_layers());
+    for layer in 0..model.num_layers() {
+        inputs.push(x.clone());
         x = model.block(layer, x, Some(&frozen), &context);
     }
     let last = x.autodiff().require_grad();
     let losses = loss::nll(model, model.last_norm(last.clone()), batch, plan.logits);
     sum.nll += loss::sum(losses.clone().inner());
     let mut by_output = last.grad_remove(&mut losses.sum().backward());
-    for (layer, input) in (lowest..layers).zip(inputs).rev() {
+    for (layer, input) in inputs.into_iter().enumerate().rev() {
         let Some(gradient) = by_output.take() else { return };
-        // Nothing below the lowest adapted layer needs a gradient.
+        // Nothing below the lowest block needs a gradient.
         let input = input.autodiff();
-        let input = if layer > lowest { input.require_grad() } else { input };
+        let input = if layer > 0 { input.require_grad() } else { input };
         let output = model.block(layer, input.clone(), Some(lora), &context);
         // The gradient of <output, gradient> with gradient held fixed is that of the loss.
         let mut gradients = (output * gradient.autodiff()).sum().backward();

@@ -121,5 +121,5 @@ fn a_budget_that_nothing_fits_is_refused_before_training() {
     let refused = trainer.train(&[task], &mut |_| panic!("a step was done")).unwrap_err();
     assert!(matches!(refused, TrainError::Unsupported(_)));
     let refused = refused.to_string();
-    assert!(refused.contains("memory_budget is 1 MiB"), "{refused}");
+    assert!(refused.contains("memory_budget_mib allows 1 MiB"), "{refused}");
 }

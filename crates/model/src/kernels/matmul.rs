@@ -20,7 +20,7 @@ const WIDENED: usize = 1 << 19;
 
 /// A matrix of f32 values that lie in a slice: row `i` begins at `i * row_stride`, and its values
 /// are `column_stride` apart.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     data: &'a [f32],
     shape: [usize; 2],
@@ -108,7 +108,7 @@ fn end([rows, columns]: [usize; 2], [row_stride, column_stride]: [usize; 2]) -> 
 }
 
 /// Frozen weights \[rows, columns\], row-major.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) enum Weights<'a> {
     /// As they are.
     F32(&'a [f32]),

@@ -81,12 +81,29 @@ fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
 
 /// Writes the gradient of `scale`: the sum over rows of dy x / rms(x).
 pub(crate) fn backward_scale(d_scale: &mut [f32], dy: &[f32], x: &[f32], epsilon: f32) {
-    let width = d_scale.len();
-    d_scale.fill(0.0);
-    for (dy, x) in dy.chunks_exact(width).zip(x.chunks_exact(width)) {
-        let inverse = inverse_rms(x, epsilon);
-        for ((sum, dy), x) in d_scale.iter_mut().zip(dy).zip(x) {
-            *sum += dy * x * inverse;
+    vectorized(BackwardScale { d_scale, dy, x, epsilon });
+}
+
+struct BackwardScale<'a> {
+    d_scale: &'a mut [f32],
+    dy: &'a [f32],
+    x: &'a [f32],
+    epsilon: f32,
+}
+
+impl NullaryFnOnce for BackwardScale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { d_scale, dy, x, epsilon } = self;
+        let width = d_scale.len();
+        d_scale.fill(0.0);
+        for (dy, x) in dy.chunks_exact(width).zip(x.chunks_exact(width)) {
+            let inverse = inverse_rms(x, epsilon);
+            for ((sum, dy), x) in d_scale.iter_mut().zip(dy).zip(x) {
+                *sum += dy * x * inverse;
+            }
         }
     }
 }

@@ -2,12 +2,25 @@ use super::*;
 use crate::testing::{config, settings};
 
 fn workload<'a>(model: &'a ModelConfig, lora: &'a LoraConfig) -> Workload<'a> {
-    Workload { model, precision: Precision::F32, lora, batch_size: 8, sequence_length: 64 }
+    Workload {
+        model,
+        precision: Precision::F32,
+        lora,
+        batch_size: 8,
+        sequence_length: 64,
+        threads: 1,
+    }
 }
 
 #[test]
 fn the_cheapest_way_that_fits_is_chosen() {
-    let model = ModelConfig { hidden_size: 512, num_layers: 8, vocab_size: 8192, ..config() };
+    let model = ModelConfig {
+        hidden_size: 512,
+        intermediate_size: 1024,
+        num_layers: 24,
+        vocab_size: 512,
+        ..config()
+    };
     let lora = settings(8, &[TargetModule::QProj]);
     let workload = workload(&model, &lora);
     let fastest = StepPlan::fastest(8);
@@ -30,7 +43,7 @@ fn the_cheapest_way_that_fits_is_chosen() {
     assert!(recompute.is_sorted() && recompute.contains(&true), "{chosen:?}");
 
     let refusal = workload.fit(budget).unwrap_err().to_string();
-    assert!(refusal.contains("memory_budget") && refusal.contains("int8"), "{refusal}");
+    assert!(refusal.contains("memory_budget_mib") && refusal.contains("int8"), "{refusal}");
     let int8 = Workload { precision: Precision::Int8, ..workload };
     assert!(int8.fit(budget).is_ok());
 }

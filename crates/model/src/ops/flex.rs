@@ -13,7 +13,7 @@ use crate::kernels::matmul::{View, Weights, linear, multiply};
 use crate::kernels::{attention, cross_entropy, norm, pool, rope, silu};
 
 impl Fused for Flex {
-    fn fused_rms_norm(x: FlexTensor, scale: FlexTensor, epsilon: f32, _: bool) -> FlexTensor {
+    fn fused_rms_norm(x: FlexTensor, scale: FlexTensor, epsilon: f32) -> FlexTensor {
         rms_norm(&x.to_contiguous(), &scale.to_contiguous(), epsilon)
     }
 
@@ -194,8 +194,9 @@ impl Operand<Flex> {
             Self::F32(weights) => Weights::F32(values(weights)),
             Self::Int8 { values: integers, scales } => {
                 let integers = integers.as_slice();
-                let values = integers.unwrap_or_else(|| unreachable!("contiguous 8-bit integers"));
-                Weights::Int8 { values, scales: values_of(scales) }
+                let integers =
+                    integers.unwrap_or_else(|| unreachable!("contiguous 8-bit integers"));
+                Weights::Int8 { values: integers, scales: values(scales) }
             }
         }
     }
@@ -206,10 +207,6 @@ impl Operand<Flex> {
             Self::Int8 { values, .. } => dims(values),
         }
     }
-}
-
-fn values_of(tensor: &FlexTensor) -> &[f32] {
-    values(tensor)
 }
 
 /// What a linear map takes beside x and the residual; all contiguous.

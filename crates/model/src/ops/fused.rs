@@ -100,7 +100,6 @@ pub(crate) trait Fused: Backend {
         x: FloatTensor<Self>,
         scale: FloatTensor<Self>,
         epsilon: f32,
-        train_scale: bool,
     ) -> FloatTensor<Self>;
 
     fn fused_linear(

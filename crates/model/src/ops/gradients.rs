@@ -33,16 +33,13 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         x: FloatTensor<Self>,
         scale: FloatTensor<Self>,
         epsilon: f32,
-        train_scale: bool,
     ) -> FloatTensor<Self> {
         let guards = [x.node(), scale.node()];
         let (x, scale) = (x.into_primitive().to_contiguous(), scale.into_primitive());
         let scale = scale.to_contiguous();
         let y = rms_norm(&x, &scale, epsilon);
         match RmsNorm.prepare::<C>(guards).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                prep.finish(Saved(RmsNormState { x, scale, epsilon, train_scale }), y)
-            }
+            OpsKind::Tracked(prep) => prep.finish(Saved(RmsNormState { x, scale, epsilon }), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
@@ -175,17 +172,16 @@ struct RmsNormState {
     x: FlexTensor,
     scale: FlexTensor,
     epsilon: f32,
-    train_scale: bool,
 }
 
 impl Backward<Flex, 2> for RmsNorm {
     type State = Saved<RmsNormState>;
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let ([x_node, scale_node], Saved(RmsNormState { x, scale, epsilon, train_scale })) =
+        let ([x_node, scale_node], Saved(RmsNormState { x, scale, epsilon })) =
             (ops.parents, ops.state);
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        if let (Some(node), true) = (scale_node, train_scale) {
+        if let Some(node) = scale_node {
             let mut d_scale = vec![0.0; values(&scale).len()];
             norm::backward_scale(&mut d_scale, values(&dy), values(&x), epsilon);
             grads.register::<Flex>(node.id, tensor(d_scale, dims(&scale)));

@@ -139,9 +139,8 @@ pub(crate) fn rms_norm(x: Tensor<2>, scale: Tensor<2>, epsilon: f32) -> Tensor<2
     if !is_fused(&x.device()) {
         return plain::rms_norm(x, scale, epsilon);
     }
-    let train_scale = scale.device().is_autodiff();
     let (x, scale) = (x.into_dispatch(), scale.into_dispatch());
-    Tensor::from_dispatch(Dispatch::fused_rms_norm(x, scale, epsilon, train_scale))
+    Tensor::from_dispatch(Dispatch::fused_rms_norm(x, scale, epsilon))
 }
 
 /// x Wᵀ + bias + residual of `x` \[rows, inputs\], plus each adapter's part on its outputs.

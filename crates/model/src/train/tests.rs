@@ -2,6 +2,7 @@ use floret_core::lora::TargetModule;
 use floret_core::lora::TargetModule::{DownProj, KProj, QProj, VProj};
 
 use super::*;
+use crate::precision::Precision;
 use crate::testing::{adapter, config, plain_model, random, sequences, settings};
 
 fn plan(micro_batch: usize) -> StepPlan {
@@ -91,6 +92,43 @@ fn micro_batches_add_up_to_one_batch() {
     assert!((whole.nll - parts.nll).abs() < 1e-3);
     for (x, y) in whole.gradient.iter().zip(&parts.gradient) {
         assert!((x - y).abs() < 1e-3, "{x} {y}");
+    }
+}
+
+#[test]
+fn blocks_computed_twice_give_the_same_gradient() {
+    let config = floret_core::ModelConfig { num_layers: 4, qkv_bias: true, ..config() };
+    let settings = settings(2, &TargetModule::ALL);
+    let (model, adapter) = (plain_model(&config, 4), adapter(&config, &settings, 5));
+    let sequences = sequences(&config, 5, 10, 6);
+    let share: Vec<&Sequence> = sequences.iter().collect();
+    let lora = Lora::trainable(adapter.layout(), adapter.values(), 1.0, &model.device());
+    let [kept, twice] = [false, true].map(|recompute| {
+        gradient(&model, &lora, &share, &StepPlan { recompute, ..plan(2) }).unwrap()
+    });
+    assert_eq!((kept.counted, kept.nll), (twice.counted, twice.nll));
+    let largest = kept.gradient.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+    for (x, y) in kept.gradient.iter().zip(&twice.gradient) {
+        assert!((x - y).abs() < 1e-5 * largest, "{x} {y}");
+    }
+}
+
+#[test]
+fn an_int8_base_learns_what_the_f32_base_learns() {
+    let (config, settings) = (config(), settings(4, &TargetModule::ALL));
+    let adapter = adapter(&config, &settings, 8);
+    let sequences = sequences(&config, 6, 12, 9);
+    let training = TrainingConfig { batch_size: 3, ..TrainingConfig::default() };
+    let seed = Seed::from_number(1);
+    let losses = [Precision::F32, Precision::Int8].map(|precision| {
+        let model = crate::testing::model_with(&config, 7, precision, &crate::device::cpu());
+        let start = (&settings, &adapter);
+        let mut steps = Training::new(&model, start, &sequences, &training, &seed).unwrap();
+        (0..30).map(|_| steps.step().unwrap().loss).collect::<Vec<f64>>()
+    });
+    assert!(losses[0][29] < 0.9 * losses[0][0], "{losses:?}");
+    for (f32, int8) in losses[0].iter().zip(&losses[1]) {
+        assert!((f32 - int8).abs() < 0.03 * f32, "{losses:?}");
     }
 }
 

@@ -4,7 +4,7 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{LANES, Scratch, Shape, from_lanes, lanes_of, mask, to_lanes, to_rows};
+use super::{LANES, Packed, Scratch, Shape, from_lanes, lanes_of, mask, to_lanes, to_rows};
 use crate::kernels::rows::{Part, Rows};
 use crate::kernels::simd::{dot, exp};
 use crate::kernels::tiles::{Left, Right, product};
@@ -20,8 +20,8 @@ pub(crate) fn backward(
     let sequences = qkv.len() / (shape.length * shape.width());
     let rows = Rows::new(d_qkv, shape.width());
     (0..sequences * shape.kv_heads).into_par_iter().for_each_init(
-        || Scratch::backward(shape),
-        |scratch, item| {
+        || (Scratch::backward(shape), Packed::new(shape)),
+        |(scratch, packed), item| {
             let (sequence, kv_head) = (item / shape.kv_heads, item % shape.kv_heads);
             let (dim, group) = (shape.head_dim, shape.group());
             let first_row = sequence * shape.length;
@@ -37,11 +37,14 @@ pub(crate) fn backward(
                 ]
             };
             let out_rows = first_row * shape.out_width()..out.len();
+            let sequence_rows = &qkv[first_row * shape.width()..][..shape.length * shape.width()];
+            packed.pack(sequence_rows, kv_head, shape);
             Arch::new().dispatch(Backward {
                 d_queries,
                 d_keys,
                 d_values,
-                sequence: &qkv[first_row * shape.width()..][..shape.length * shape.width()],
+                sequence: sequence_rows,
+                packed,
                 out: &out[out_rows.clone()],
                 d_out: &d_out[out_rows],
                 log_sums: &log_sums[sequence * shape.heads * shape.length..],
@@ -58,6 +61,7 @@ struct Backward<'a> {
     d_keys: Part<'a>,
     d_values: Part<'a>,
     sequence: &'a [f32],
+    packed: &'a Packed,
     out: &'a [f32],
     d_out: &'a [f32],
     log_sums: &'a [f32],
@@ -98,8 +102,7 @@ impl Backward<'_> {
         let (dim, width, length) = (shape.head_dim, shape.width(), shape.length);
         let (out_width, padded) = (shape.out_width(), shape.padded());
         let head = self.kv_head * shape.group() + head_in_group;
-        let key = (shape.heads + self.kv_head) * dim;
-        let (keys_at, values_at) = (&sequence[key..], &sequence[key + shape.kv_heads * dim..]);
+        let (keys_at, values_at) = (&self.packed.keys, &self.packed.values);
         let lanes = LANES.min(length - first);
         let keys = first + lanes;
         let Scratch { queries, out, scores, d_scores, rows: [q_rows, d_rows], d_keys, d_values } =
@@ -121,7 +124,7 @@ impl Backward<'_> {
             *pull = dot(&mixed[row.clone()], &d_out[row]);
         }
 
-        let of_keys = |data| Left { data, strides: [width, 1] };
+        let of_keys = |data| Left { data, strides: [dim, 1] };
         let block = [keys, LANES, dim];
         product(simd, (scores, LANES), of_keys(keys_at), lanes_of(queries), block, false);
         mask(scores, first);
@@ -134,7 +137,7 @@ impl Backward<'_> {
                 d_scores[lane] = scores[lane] * (d_scores[lane] - pulls[lane]) * scale;
             }
         }
-        let keys_by_dim = Left { data: keys_at, strides: [1, width] };
+        let keys_by_dim = Left { data: keys_at, strides: [1, dim] };
         product(simd, (out, LANES), keys_by_dim, lanes_of(d_scores), [dim, LANES, keys], false);
         for (gradient, left, right) in [(d_keys, d_scores, &*q_rows), (d_values, scores, &*d_rows)]
         {

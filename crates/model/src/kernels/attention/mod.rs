@@ -46,12 +46,6 @@ impl Shape {
         self.heads * self.head_dim
     }
 
-    /// Columns where the keys and the values of query head `head` begin.
-    fn keys_and_values(&self, head: usize) -> [usize; 2] {
-        let keys = self.heads + head / self.group();
-        [keys, keys + self.kv_heads].map(|head| head * self.head_dim)
-    }
-
     fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
@@ -60,7 +54,7 @@ impl Shape {
         (self.head_dim as f64).sqrt().recip() as f32
     }
 
-    /// Width of a head in whole vectors of 16, as `add_product` wants it.
+    /// Width of a head in whole vectors of 16, as [`product`] wants them.
     fn padded(&self) -> usize {
         self.head_dim.next_multiple_of(16)
     }
@@ -70,24 +64,25 @@ impl Shape {
 /// \[sequences * length, heads * head_dim\], and the logarithm of each softmax's denominator to
 /// `log_sums` \[sequences, heads, length\].
 pub(crate) fn forward(out: &mut [f32], log_sums: &mut [f32], qkv: &[f32], shape: Shape) {
-    let (rows, width) = (Rows::new(out, shape.out_width()), shape.width());
-    let items = log_sums.par_chunks_mut(shape.length).enumerate();
+    let (rows, width, dim) = (Rows::new(out, shape.out_width()), shape.width(), shape.head_dim);
+    let items = log_sums.par_chunks_mut(shape.length * shape.group()).enumerate();
     items.for_each_init(
-        || Scratch::forward(shape, shape.length),
-        |scratch, (item, log_sums)| {
-            let first_row = item / shape.heads * shape.length;
-            let head = item % shape.heads;
+        || (Scratch::forward(shape, shape.length), Packed::new(shape)),
+        |(scratch, packed), (item, log_sums)| {
+            let (sequence, kv_head) = (item / shape.kv_heads, item % shape.kv_heads);
+            let first_row = sequence * shape.length;
             let sequence = &qkv[first_row * width..][..shape.length * width];
-            let [keys, values] = shape.keys_and_values(head).map(|from| (&sequence[from..], width));
-            // SAFETY: each item writes its own head of its own sequence: no two items have both
-            // the same rows and the same columns.
-            let out = unsafe {
-                rows.part([first_row, shape.length], [head * shape.head_dim, shape.head_dim])
-            };
-            let queries = &sequence[head * shape.head_dim..];
-            let past = 0;
-            let work = Forward { out, log_sums, queries, keys, values, past, shape, scratch };
-            Arch::new().dispatch(work);
+            packed.pack(sequence, kv_head, shape);
+            for (at, log_sums) in log_sums.chunks_exact_mut(shape.length).enumerate() {
+                let column = (kv_head * shape.group() + at) * dim;
+                // SAFETY: each item writes the heads of its own group in its own sequence, one
+                // after another: no two items have both the same rows and the same columns.
+                let out = unsafe { rows.part([first_row, shape.length], [column, dim]) };
+                let (keys, values) = ((&packed.keys[..], dim), (&packed.values[..], dim));
+                let (queries, past) = (&sequence[column..], 0);
+                let work = Forward { out, log_sums, queries, keys, values, past, shape, scratch };
+                Arch::new().dispatch(work);
+            }
         },
     );
 }
@@ -169,6 +164,32 @@ impl NullaryFnOnce for OneQuery<'_> {
         for (&score, value) in scores.iter().zip(values.0.chunks(values.1)) {
             let weight = score * inverse;
             out.iter_mut().zip(value).for_each(|(out, value)| *out += weight * value);
+        }
+    }
+}
+
+/// Keys and values of one head without those of the others between them, \[length, head_dim\] each:
+/// near each other, they stay in the first caches.
+struct Packed {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Packed {
+    fn new(shape: Shape) -> Self {
+        let empty = vec![0.0; shape.length * shape.head_dim];
+        Self { keys: empty.clone(), values: empty }
+    }
+
+    /// Takes those of `kv_head` from the rows of a sequence.
+    fn pack(&mut self, sequence: &[f32], kv_head: usize, shape: Shape) {
+        let dim = shape.head_dim;
+        for (packed, head) in [
+            (&mut self.keys, shape.heads + kv_head),
+            (&mut self.values, shape.heads + shape.kv_heads + kv_head),
+        ] {
+            let rows = packed.chunks_exact_mut(dim).zip(sequence.chunks_exact(shape.width()));
+            rows.for_each(|(packed, row)| packed.copy_from_slice(&row[head * dim..][..dim]));
         }
     }
 }
@@ -326,7 +347,7 @@ fn lanes_of(data: &[f32]) -> Right<'_> {
     Right { data, stride: LANES }
 }
 
-/// No query looks behind itself: scores \[keys, LANES\] of queries from `first` on.
+/// No query sees a later key: scores \[keys, LANES\] of queries from `first` on.
 #[inline(always)]
 fn mask(scores: &mut [f32], first: usize) {
     let behind = scores.chunks_exact_mut(LANES).skip(first + 1).enumerate();
