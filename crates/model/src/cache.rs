@@ -46,7 +46,8 @@ impl KvCache {
                 let size = [capacity, shape.kv_heads * shape.head_dim];
                 let empty = || Tensor::zeros(size, &qkv.device());
                 let mut old = full.map(|cached| cached.map(|old| old.narrow(0, 0, self.length)));
-                let grown = |old: Tensor<2>| empty().slice_assign([0..self.length], old);
+                let grown =
+                    |old: Tensor<2>| empty().slice_assign([0..self.length, 0..size[1]], old);
                 old.take().map_or_else(|| [empty(), empty()], |old| old.map(grown))
             }
         };

@@ -71,7 +71,7 @@ fn who_hears_the_text_can_stop_it() {
         heard.push(piece.to_owned());
         ControlFlow::Break(())
     });
-    assert_eq!(heard, [told.clone()]);
+    assert_eq!(heard, std::slice::from_ref(&told));
     assert!(all.starts_with(&told) && all.len() > told.len(), "{told:?} {all:?}");
 }
 

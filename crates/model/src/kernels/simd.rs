@@ -1,4 +1,5 @@
 //! Loops for the processor at hand: the same Rust code compiled for each instruction set.
+#![allow(clippy::needless_range_loop, reason = "loops over lanes become vector instructions")]
 
 use pulp::{Arch, NullaryFnOnce};
 

@@ -241,7 +241,7 @@ impl LinearInputs {
     ) -> Self {
         let factors: Vec<FlexTensor> = factors.iter().map(FlexTensor::to_contiguous).collect();
         let bias = bias.map(|bias| bias.to_contiguous());
-        let stacked = factors.iter().step_by(2).flat_map(|a| values(a)).copied().collect();
+        let stacked = factors.iter().step_by(2).flat_map(values).copied().collect();
         Self { weight: weight.to_contiguous(), bias, factors, placed, stacked }
     }
 
