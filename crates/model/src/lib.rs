@@ -3,8 +3,7 @@
 //! # Layout
 //!
 //! - [`checkpoint`]: a Hugging Face directory, checked before it is loaded
-//! - [`device`]: who computes
-//! - [`weights`]: names and shapes of all weights, and the one traversal of them
+//! - [`weights`]: names and shapes of all weights
 //! - [`transformer`], [`cache`]: the forward pass
 //! - [`precision`]: how the base model's matrices are held
 //! - `ops`, `kernels`: its operations, each with a backward pass of its own, and what computes them
@@ -16,7 +15,7 @@
 //! - [`bridge`]: that training behind the seam of `floret-device`
 //! - [`mod@evaluate`], [`mod@generate`]: loss on held-out sequences, and text
 //! - [`pretrain`], [`tokenizer_training`]: a small base model trained from nothing
-//! - [`threads`], [`cpu`]: who computes, and where
+//! - [`threads`], [`device`]: who computes, and where
 //! - [`conformance`]: comparison with transformers and PEFT
 
 pub mod bridge;

@@ -1,7 +1,8 @@
 //! The weights of a transformer, as a tree over any kind of leaf.
 //!
-//! [`Weights::of`] is the only place that knows the names in a checkpoint, and
-//! [`Weights::try_map`] the only traversal: loading, pretraining and saving all go through it.
+//! [`Weights::of`] is the only place that knows the names in a checkpoint. Pretraining and saving go
+//! through it by [`Weights::map`]; loading stacks maps that share their input, in
+//! [`Transformer::build`](crate::transformer::Transformer::build).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
