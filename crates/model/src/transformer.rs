@@ -30,7 +30,7 @@ pub struct Transformer {
     /// Scale of the norm after the last block \[1, hidden\].
     norm: Tensor<2>,
     /// Head \[vocab, hidden\]; none when it is tied to the embedding.
-    head: Option<LinearMap>,
+    head: Option<Matrix>,
 }
 
 /// One block: attention, then a feed-forward layer, each behind a norm.
@@ -148,7 +148,6 @@ impl Transformer {
         }
         let norm = vector(&[&weights.norm])?;
         let head = weights.head.as_ref().map(|head| matrix(&[head])).transpose()?;
-        let head = head.map(|weight| LinearMap { weight, bias: None });
         Ok(Self { config, embedding, layers, norm, head })
     }
 
@@ -225,18 +224,13 @@ impl Transformer {
     /// Logits of `hidden` \[rows, hidden\], of shape \[rows, vocab\].
     #[must_use]
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        match &self.head {
-            Some(head) => ops::linear(hidden, head, Vec::new(), None),
-            None => {
-                let head = LinearMap { weight: self.embedding.clone(), bias: None };
-                ops::linear(hidden, &head, Vec::new(), None)
-            }
-        }
+        let head = LinearMap { weight: self.head().clone(), bias: None };
+        ops::linear(hidden, &head, Vec::new(), None)
     }
 
     /// The head \[vocab, hidden\]: the embedding when they are tied.
     pub(crate) fn head(&self) -> &Matrix {
-        self.head.as_ref().map_or(&self.embedding, |head| &head.weight)
+        self.head.as_ref().unwrap_or(&self.embedding)
     }
 
     /// Number of blocks.

@@ -5,7 +5,6 @@
 //! [`Transformer::build`](crate::transformer::Transformer::build).
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 
 use floret_core::ModelConfig;
 use floret_core::lora::TargetModule;
@@ -115,29 +114,16 @@ pub(crate) const HEAD: &str = "lm_head.weight";
 
 impl<T> Weights<T> {
     /// The same tree with each leaf turned into another, always in the same order.
-    ///
-    /// # Errors
-    /// The first that `f` gives.
-    pub fn try_map<'a, U, E>(
-        &'a self,
-        f: &mut impl FnMut(&'a T) -> Result<U, E>,
-    ) -> Result<Weights<U>, E> {
-        Ok(Weights {
-            embedding: f(&self.embedding)?,
-            blocks: self.blocks.iter().map(|block| block.try_map(f)).collect::<Result<_, E>>()?,
-            norm: f(&self.norm)?,
-            head: self.head.as_ref().map(f).transpose()?,
-        })
-    }
-
-    /// [`Weights::try_map`] for an `f` that cannot fail.
     pub fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Weights<U> {
-        match self.try_map(&mut |leaf| Ok::<U, Infallible>(f(leaf))) {
-            Ok(weights) => weights,
+        Weights {
+            embedding: f(&self.embedding),
+            blocks: self.blocks.iter().map(|block| block.map(&mut f)).collect(),
+            norm: f(&self.norm),
+            head: self.head.as_ref().map(f),
         }
     }
 
-    /// Every leaf, in the order of [`Weights::try_map`].
+    /// Every leaf, in the order of [`Weights::map`].
     #[must_use]
     pub fn leaves(&self) -> Vec<&T> {
         let mut leaves = Vec::new();
@@ -147,22 +133,16 @@ impl<T> Weights<T> {
 }
 
 impl<T> Block<T> {
-    fn try_map<'a, U, E>(
-        &'a self,
-        f: &mut impl FnMut(&'a T) -> Result<U, E>,
-    ) -> Result<Block<U>, E> {
-        let mut linears = BTreeMap::new();
-        for (target, linear) in &self.linears {
-            let weight = f(&linear.weight)?;
-            linears.insert(
-                *target,
-                Linear { weight, bias: linear.bias.as_ref().map(&mut *f).transpose()? },
-            );
-        }
-        Ok(Block {
-            attention_norm: f(&self.attention_norm)?,
-            feed_forward_norm: f(&self.feed_forward_norm)?,
+    fn map<'a, U>(&'a self, f: &mut impl FnMut(&'a T) -> U) -> Block<U> {
+        let linears = self.linears.iter().map(|(target, linear)| {
+            let weight = f(&linear.weight);
+            (*target, Linear { weight, bias: linear.bias.as_ref().map(&mut *f) })
+        });
+        let linears = linears.collect();
+        Block {
+            attention_norm: f(&self.attention_norm),
+            feed_forward_norm: f(&self.feed_forward_norm),
             linears,
-        })
+        }
     }
 }
