@@ -15,7 +15,7 @@ use floret_core::seed::uniform_f32;
 use floret_core::{Adapter, Layout, LoraConfig, ModelConfig, Round, Seed};
 use floret_model::{
     Checkpoint, Continuation, DeviceChoice, Lora, Precision, Sequence, StepPlan, Threads, Training,
-    Transformer, Workload, product_rate,
+    Transformer, Workload, product_kernel, product_rate,
 };
 use rand_chacha::rand_core::Rng;
 use serde_json::{Value, json};
@@ -187,6 +187,7 @@ fn step(args: &StepArgs) -> Result<Value> {
         "peak_rss_mib": peak_rss_mib,
         "estimated_mib": workload.estimate(&plan) as f64 / f64::from(1 << 20),
         "linear_gflop_per_s": achieved,
+        "product_kernel": product_kernel(),
         "gemm_gflop_per_s": gemm,
         "share_of_gemm": achieved / gemm,
         "losses": losses,
@@ -247,6 +248,7 @@ fn generate(args: &GenerateArgs) -> Result<Value> {
         "prefill_s": spread(prefill),
         "peak_rss_mib": peak_rss_mib,
         "linear_gflop_per_s": achieved,
+        "product_kernel": product_kernel(),
         "gemm_gflop_per_s": gemm,
         "share_of_gemm": achieved / gemm,
     }))

@@ -54,7 +54,7 @@ pub use data::{Example, LocalData};
 pub use device::{DeviceChoice, Gpu, NoDevice, UnknownDevice, cpu};
 pub use evaluate::{Evaluation, evaluate};
 pub use generate::{Continuation, GenerateError, Sampling, generate};
-pub use kernels::matmul::product_rate;
+pub use kernels::matmul::{product_kernel, product_rate};
 pub use lora::{Lora, LoraMismatch};
 pub use memory::{DoesNotFit, StepPlan, Workload};
 pub use precision::{Precision, UnknownPrecision};

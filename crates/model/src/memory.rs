@@ -5,6 +5,7 @@ use std::fmt;
 use floret_core::lora::TargetModule;
 use floret_core::{LoraConfig, ModelConfig};
 
+use crate::kernels::matmul::PACKED;
 use crate::precision::Precision;
 use crate::weights::{WeightSpec, Weights};
 
@@ -106,7 +107,8 @@ impl Workload<'_> {
         // Beside the logits live their rows, the gradient of these, and what is gathered from them.
         let head = logits.max(hidden) + 4 * hidden + packed;
         let within = tokens * self.widest() * F32 + self.largest_pair() * F32;
-        let train = kept + head.max(within) + self.adapter() + self.threads as u64 * self.thread();
+        let threads = self.threads as u64 * self.thread();
+        let train = kept + head.max(within) + self.adapter() + threads + PACKED as u64;
         // A matrix is read as bytes, then as f32, before it is quantised.
         let load = match self.precision {
             Precision::F32 => 0,

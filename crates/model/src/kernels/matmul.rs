@@ -1,16 +1,19 @@
-//! Matrix products: the `gemm` crate's for many rows, dot products for few, and weights of eight
-//! bits that are widened as they are read.
+//! Matrix products: on matrix tiles where the processor has them ([`split`](super::split)) and by the
+//! `gemm` crate elsewhere for many rows, dot products for few, and weights of eight bits that are
+//! widened as they are read.
 #![allow(unsafe_code, reason = "the gemm crate takes pointers")]
 
 use gemm::Parallelism;
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;
 
-use super::pool;
-use super::simd::{dot, dot_int8, vectorized};
+use super::simd::vectorized;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::{amx, pack, split};
+use super::{dots, pool};
 
 /// Multiplications below which a product stays on one thread.
-const SERIAL: usize = 1 << 17;
+pub(super) const SERIAL: usize = 1 << 17;
 
 /// Rows of x up to which each weight is read once for dot products: below, memory is the limit.
 const FEW_ROWS: usize = 4;
@@ -18,13 +21,17 @@ const FEW_ROWS: usize = 4;
 /// 8-bit weights widened at once: a part of the last-level cache, beside the other operand.
 const WIDENED: usize = 1 << 19;
 
+/// Bytes that the packed operands of one product take on matrix tiles, at most; what the `gemm`
+/// crate packs is in proportion to its operands.
+pub(crate) const PACKED: usize = 20 << 20;
+
 /// A matrix of f32 values that lie in a slice: row `i` begins at `i * row_stride`, and its values
 /// are `column_stride` apart.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
-    data: &'a [f32],
-    shape: [usize; 2],
-    strides: [usize; 2],
+    pub(super) data: &'a [f32],
+    pub(super) shape: [usize; 2],
+    pub(super) strides: [usize; 2],
 }
 
 impl<'a> View<'a> {
@@ -64,9 +71,27 @@ pub(crate) fn multiply(
     if rows == 0 || width == 0 || (inner == 0 && add) {
         return;
     }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if split::pays([rows, inner, width])
+        && let (Some(tiles), Some(vectors)) = (amx::Tiles::get(), pack::Vectors::get())
+    {
+        return split::multiply((tiles, vectors), (out, columns, from), x, y, scale, add);
+    }
+    multiply_as_f32((out, columns, from), x, y, scale, add);
+}
+
+/// [`multiply`] of matrices that are not empty, by f32 instructions.
+fn multiply_as_f32(
+    (out, columns, from): (&mut [f32], usize, usize),
+    x: View<'_>,
+    y: View<'_>,
+    scale: f32,
+    add: bool,
+) {
+    let ([rows, inner], [_, width]) = (x.shape, y.shape);
+    assert!(from + width <= columns, "the product is wider than its rows");
     let out = &mut out[from..];
     assert!(end([rows, width], [columns, 1]) <= out.len(), "the product ends beyond its slice");
-    assert!(from + width <= columns, "the product is wider than its rows");
     assert!(inner == 0 || end(x.shape, x.strides) <= x.data.len(), "x ends beyond its slice");
     assert!(inner == 0 || end(y.shape, y.strides) <= y.data.len(), "y ends beyond its slice");
     let serial = rows * width * inner < SERIAL;
@@ -131,7 +156,7 @@ pub(crate) fn linear(
 ) {
     let rows = x.len() / inputs;
     if rows <= FEW_ROWS {
-        return linear_by_dots(y, x, weights, [outputs, inputs], add);
+        return dots::linear(y, x, weights, [outputs, inputs], add);
     }
     match weights {
         Weights::F32(weights) => {
@@ -205,64 +230,18 @@ impl NullaryFnOnce for Widen<'_> {
     }
 }
 
-/// [`linear`] for few rows: each weight is read once.
-fn linear_by_dots(
-    y: &mut [f32],
-    x: &[f32],
-    weights: Weights<'_>,
-    [outputs, inputs]: [usize; 2],
-    add: bool,
-) {
-    let rows = x.len() / inputs;
-    // Outputs by themselves first, so that a piece of them is one slice.
-    let mut by_output = vec![0.0; rows * outputs];
-    let compute = |first, out: &mut [f32]| vectorized(Dots { out, first, x, weights, inputs });
-    if outputs * inputs < SERIAL {
-        compute(0, &mut by_output);
-    } else {
-        let piece = (SERIAL / 2 / inputs).max(1);
-        let pieces = by_output.par_chunks_mut(piece * rows).enumerate();
-        pieces.for_each(|(index, out)| compute(index * piece, out));
+/// Who computes large products here.
+#[must_use]
+pub fn product_kernel() -> &'static str {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if amx::Tiles::get().is_some() && pack::Vectors::get().is_some() {
+        return "amx";
     }
-    for (row, y) in y.chunks_exact_mut(outputs).enumerate() {
-        for (y, computed) in y.iter_mut().zip(by_output.chunks_exact(rows)) {
-            *y = if add { *y + computed[row] } else { computed[row] };
-        }
-    }
+    "gemm"
 }
 
-/// The outputs from `first` on, each for every row of `x`.
-struct Dots<'a> {
-    out: &'a mut [f32],
-    first: usize,
-    x: &'a [f32],
-    weights: Weights<'a>,
-    inputs: usize,
-}
-
-impl NullaryFnOnce for Dots<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        let Self { out, first, x, weights, inputs } = self;
-        let rows = x.len() / inputs;
-        for (index, out) in out.chunks_exact_mut(rows).enumerate() {
-            let row = (first + index) * inputs..(first + index + 1) * inputs;
-            for (out, x) in out.iter_mut().zip(x.chunks_exact(inputs)) {
-                *out = match weights {
-                    Weights::F32(weights) => dot(x, &weights[row.clone()]),
-                    Weights::Int8 { values, scales } => {
-                        dot_int8(x, &values[row.clone()]) * scales[first + index]
-                    }
-                };
-            }
-        }
-    }
-}
-
-/// This machine's own rate of f32 matrix products on the current threads, in GFLOP/s: the median
-/// over products of 2048-square matrices.
+/// This machine's own rate of products by f32 instructions on the current threads, in GFLOP/s: the
+/// median over products of 2048-square matrices.
 #[must_use]
 pub fn product_rate() -> f64 {
     const SIZE: usize = 2048;
@@ -271,10 +250,19 @@ pub fn product_rate() -> f64 {
     let mut rates: Vec<f64> = (0..7)
         .map(|_| {
             let begin = std::time::Instant::now();
-            multiply((&mut out, SIZE, 0), View::new(&x, SIZE), View::new(&y, SIZE), 1.0, false);
+            multiply_as_f32(
+                (&mut out, SIZE, 0),
+                View::new(&x, SIZE),
+                View::new(&y, SIZE),
+                1.0,
+                false,
+            );
             2.0 * (SIZE as f64).powi(3) / begin.elapsed().as_secs_f64() / 1e9
         })
         .collect();
     rates.sort_by(f64::total_cmp);
     rates[rates.len() / 2]
 }
+
+#[cfg(test)]
+mod tests;

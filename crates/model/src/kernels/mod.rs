@@ -7,15 +7,22 @@
 //! share the rows of their result ([`rows`]). All `unsafe` code lies in these modules and
 //! [`attention`].
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 pub(crate) mod attention;
 pub(crate) mod cross_entropy;
+mod dots;
 pub(crate) mod matmul;
 pub(crate) mod norm;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod pack;
 pub(crate) mod pool;
 pub(crate) mod rope;
 mod rows;
 pub(crate) mod silu;
 pub(crate) mod simd;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod split;
 mod tiles;
 
 /// Values that one piece of element-wise work takes.

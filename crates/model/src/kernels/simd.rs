@@ -1,4 +1,5 @@
 //! Loops for the processor at hand: the same Rust code compiled for each instruction set.
+#![allow(unsafe_code, reason = "memory is asked for ahead of its use")]
 #![allow(clippy::needless_range_loop, reason = "loops over lanes become vector instructions")]
 
 use pulp::{Arch, NullaryFnOnce};
@@ -35,6 +36,19 @@ pub(crate) fn exp(x: f32) -> f32 {
     // p lies in [0.7, 1.5): adding n to its exponent cannot leave the range of normal numbers.
     let scaled = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
     if x < -87.3 { 0.0 } else { scaled }
+}
+
+/// Asks for the memory at `place`, which will be read soon; nothing happens where it is no memory.
+#[inline(always)]
+pub(crate) fn prefetch<T>(place: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction, and it changes nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
 
 /// Sum of x y, in a fixed order that keeps the processor busy.
@@ -79,27 +93,6 @@ pub(crate) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
         width /= 2;
     }
     halves[0]
-}
-
-/// Sum of x y, where y has eight bits.
-#[inline(always)]
-pub(crate) fn dot_int8(x: &[f32], y: &[i8]) -> f32 {
-    const WIDE: usize = 4 * LANES;
-    let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<WIDE>(), y.as_chunks::<WIDE>());
-    let mut sums = [0.0f32; WIDE];
-    for (x, y) in xs.iter().zip(ys) {
-        for lane in 0..WIDE {
-            sums[lane] = x[lane].mul_add(f32::from(y[lane]), sums[lane]);
-        }
-    }
-    let rest = x_rest.iter().zip(y_rest);
-    let rest = rest.fold(0.0f32, |sum, (&x, &y)| x.mul_add(f32::from(y), sum));
-    let mut lanes = [0.0; LANES];
-    for lane in 0..LANES {
-        lanes[lane] =
-            (sums[lane] + sums[LANES + lane]) + (sums[2 * LANES + lane] + sums[3 * LANES + lane]);
-    }
-    sum_lanes(lanes) + rest
 }
 
 /// The largest of x; minus infinity of nothing. NaN is passed over.
@@ -238,7 +231,6 @@ mod tests {
             let x: Vec<f32> = (0..len).map(|value| value as f32).collect();
             let want = len as f32 * (len as f32 - 1.0) / 2.0;
             assert_eq!(dot(&x, &vec![2.0; len]), if len == 0 { 0.0 } else { 2.0 * want });
-            assert_eq!(dot_int8(&x, &vec![-1; len]), if len == 0 { 0.0 } else { -want });
             assert_eq!(max(&x), if len == 0 { f32::NEG_INFINITY } else { len as f32 - 1.0 });
         }
     }
