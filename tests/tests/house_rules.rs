@@ -131,6 +131,22 @@ fn files_stay_readable() {
     assert!(long.is_empty(), "\n{}", long.join("\n"));
 }
 
+#[test]
+fn unsafe_code_stays_in_the_kernels() {
+    let kernels = root().join("crates/model/src/kernels");
+    let mut inside = 0;
+    for folder in ["client/src", "server/src", "proto/src", "crates", "examples/src"] {
+        for file in sources(&root().join(folder)) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            if text.contains("allow(unsafe_code") {
+                assert!(file.starts_with(&kernels), "{}: unsafe outside kernels", file.display());
+                inside += 1;
+            }
+        }
+    }
+    assert!(inside > 0, "the kernels have moved");
+}
+
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {

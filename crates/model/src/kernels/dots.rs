@@ -90,12 +90,12 @@ impl<W: Value> WithSimd for Dots<'_, W> {
 /// Sums of x w for the `N` rows of `weights`, each in the same order whatever `N` is.
 #[inline(always)]
 fn dots<S: Simd, W: Value, const N: usize>(simd: S, x: &[f32], weights: &[W]) -> [f32; N] {
-    const { assert!(LANES % S::F32_LANES == 0, "vectors fill the lanes") };
+    const { assert!(LANES.is_multiple_of(S::F32_LANES), "vectors fill the lanes") };
     let inputs = x.len();
     let (chunks, rest) = x.as_chunks::<LANES>();
     let rows: [_; N] = std::array::from_fn(|row| {
         let (chunks, rest) = weights[row * inputs..][..inputs].as_chunks::<LANES>();
-        (&chunks[..], rest)
+        (chunks, rest)
     });
     // A vector of all lanes, or several of fewer.
     let mut sums = [[simd.splat_f32s(0.0); 4]; N];

@@ -1,6 +1,6 @@
-//! Matrix products: on matrix tiles where the processor has them ([`split`](super::split)) and by the
-//! `gemm` crate elsewhere for many rows, dot products for few, and weights of eight bits that are
-//! widened as they are read.
+//! Matrix products: for many rows on matrix tiles where the processor has them (`split`) and by the
+//! `gemm` crate elsewhere, dot products for few, and weights of eight bits that are widened as they
+//! are read.
 #![allow(unsafe_code, reason = "the gemm crate takes pointers")]
 
 use gemm::Parallelism;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::simd::vectorized;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use super::{amx, pack, split};
+use super::split::{self, Split};
 use super::{dots, pool};
 
 /// Multiplications below which a product stays on one thread.
@@ -72,10 +72,8 @@ pub(crate) fn multiply(
         return;
     }
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if split::pays([rows, inner, width])
-        && let (Some(tiles), Some(vectors)) = (amx::Tiles::get(), pack::Vectors::get())
-    {
-        return split::multiply((tiles, vectors), (out, columns, from), x, y, scale, add);
+    if let Some(split) = Split::worthwhile([rows, inner, width]) {
+        return split::multiply(split, (out, columns, from), x, y, scale, add);
     }
     multiply_as_f32((out, columns, from), x, y, scale, add);
 }
@@ -234,7 +232,7 @@ impl NullaryFnOnce for Widen<'_> {
 #[must_use]
 pub fn product_kernel() -> &'static str {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if amx::Tiles::get().is_some() && pack::Vectors::get().is_some() {
+    if Split::get().is_some() {
         return "amx";
     }
     "gemm"

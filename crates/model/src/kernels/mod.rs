@@ -2,8 +2,9 @@
 //!
 //! Work is cut into pieces by shape alone and the pieces run on the current rayon pool, so that
 //! results have the same bits for any number of threads. Loops are plain Rust, compiled once for
-//! each instruction set and chosen at run time ([`simd`]). Large products are the `gemm` crate's
-//! ([`matmul`]); attention's small ones go through [`tiles`] that stay in registers, and its heads
+//! each instruction set and chosen at run time ([`simd`]). Large products run on matrix tiles
+//! (`split`, `pack`, `amx`) or are the `gemm` crate's ([`matmul`]), those of few rows are [`dots`];
+//! attention's small ones go through [`tiles`] that stay in registers, and its heads
 //! share the rows of their result ([`rows`]). All `unsafe` code lies in these modules and
 //! [`attention`].
 

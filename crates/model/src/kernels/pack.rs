@@ -1,5 +1,6 @@
 //! Values of a matrix as bf16 terms, in the order that matrix tiles want.
 #![allow(unsafe_code, reason = "loads and stores of vectors")]
+#![allow(clippy::needless_range_loop, reason = "several arrays go side by side")]
 
 use std::arch::x86_64::*;
 use std::ops::Range;

@@ -32,21 +32,36 @@ const LINES: usize = 2048;
 const PACKED: usize = LINES / BLOCK * (INNER / DEPTH) * size_of::<Step>();
 const _: () = assert!(2 * PACKED <= super::matmul::PACKED, "the memory estimate counts on it");
 
-/// Panels of rows, and of columns, that one piece of work takes: up to 1.4 MiB when packed.
-const PIECE: [usize; 2] = [2, 8];
+/// Panels of rows, and of columns, that one piece of work takes: less than 1 MiB when packed, so
+/// that two threads can share a second-level cache.
+const PIECE: [usize; 2] = [2, 4];
 
 /// A side, below which packing takes more time than it saves.
 const SHORT: usize = 128;
 
-/// Whether a product of [rows, inner] and [inner, width] is worth its packing.
-pub(super) fn pays([rows, inner, width]: [usize; 3]) -> bool {
-    rows.min(inner).min(width) >= SHORT
+/// What this processor has for such products.
+#[derive(Clone, Copy)]
+pub(super) struct Split {
+    tiles: Tiles,
+    vectors: Vectors,
+}
+
+impl Split {
+    /// Asks the processor.
+    pub(super) fn get() -> Option<Self> {
+        Some(Self { tiles: Tiles::get()?, vectors: Vectors::get()? })
+    }
+
+    /// Asks the processor, if a product of [rows, inner] and [inner, width] is worth its packing.
+    pub(super) fn worthwhile([rows, inner, width]: [usize; 3]) -> Option<Self> {
+        if rows.min(inner).min(width) >= SHORT { Self::get() } else { None }
+    }
 }
 
 /// Writes scale x y to the columns `from..` of the row-major matrix `out` with `columns` columns,
 /// or adds it to them. All shapes fit each other, and no side is zero.
 pub(super) fn multiply(
-    (tiles, vectors): (Tiles, Vectors),
+    Split { tiles, vectors }: Split,
     (out, columns, from): (&mut [f32], usize, usize),
     x: View<'_>,
     y: View<'_>,
