@@ -122,3 +122,35 @@ fn tiny_and_huge_factors_keep_their_precision() {
         }
     }
 }
+
+#[test]
+fn maps_of_few_rows_are_dot_products() {
+    for [rows, inputs, outputs] in [[1, 576, 450], [2, 33, 7], [3, 1, 5], [4, 130, 1], [1, 16, 4]] {
+        let x = random(rows * inputs, 1.0, 1);
+        let weights = random(outputs * inputs, 127.0, 2);
+        let values: Vec<i8> = weights.iter().map(|weight| *weight as i8).collect();
+        let scales = random(outputs, 0.1, 3);
+        let before = random(rows * outputs, 1.0, 4);
+        let int8 = Weights::Int8 { values: &values, scales: &scales };
+        for (weights, add) in [(Weights::F32(&weights), true), (int8, false), (int8, true)] {
+            let mut y = before.clone();
+            linear(&mut y, &x, weights, [outputs, inputs], add);
+            for (at, (&got, &before)) in y.iter().zip(&before).enumerate() {
+                let (x, output) = (&x[at / outputs * inputs..][..inputs], at % outputs);
+                let weight = |input: usize| match weights {
+                    Weights::F32(weights) => f64::from(weights[output * inputs + input]),
+                    Weights::Int8 { values, scales } => {
+                        f64::from(values[output * inputs + input]) * f64::from(scales[output])
+                    }
+                };
+                let products = x.iter().enumerate().map(|(at, x)| f64::from(*x) * weight(at));
+                let (sum, size) = products.fold((0.0, 0.0), |(sum, size), product: f64| {
+                    (sum + product, size + product.abs())
+                });
+                let want = sum + if add { f64::from(before) } else { 0.0 };
+                let error = (f64::from(got) - want).abs();
+                assert!(error <= 5e-7 * (size + want.abs()), "output {output}: {got}, not {want}");
+            }
+        }
+    }
+}
