@@ -93,10 +93,8 @@ fn dots<S: Simd, W: Value, const N: usize>(simd: S, x: &[f32], weights: &[W]) ->
     const { assert!(LANES.is_multiple_of(S::F32_LANES), "vectors fill the lanes") };
     let inputs = x.len();
     let (chunks, rest) = x.as_chunks::<LANES>();
-    let rows: [_; N] = std::array::from_fn(|row| {
-        let (chunks, rest) = weights[row * inputs..][..inputs].as_chunks::<LANES>();
-        (chunks, rest)
-    });
+    let rows: [_; N] =
+        std::array::from_fn(|row| weights[row * inputs..][..inputs].as_chunks::<LANES>());
     // A vector of all lanes, or several of fewer.
     let mut sums = [[simd.splat_f32s(0.0); 4]; N];
     // The next rows: too short each for the processor to see where reading goes on.

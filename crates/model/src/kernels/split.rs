@@ -186,7 +186,7 @@ impl Product<'_> {
     fn piece(&self, tiles: Tiles, mut part: Part<'_>, rows: Range<usize>, columns: Range<usize>) {
         let tiles = tiles.configure();
         let mut sums = Sums([[0.0; BLOCK]; BLOCK]);
-        // The rows of the next piece, in shares of one for each product of this one.
+        // Rows of the next piece, a share with each product: of pieces of full width, one panel.
         let ahead = self.left.get(rows.end / BLOCK * self.steps..).unwrap_or_default();
         let mut ahead = ahead.as_ptr().cast();
         for column in parts(0..columns.len(), BLOCK) {
