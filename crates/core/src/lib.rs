@@ -11,11 +11,13 @@
 //! - [`base`]: digests of a base model's files
 //! - [`plan`]: what a device is asked to do
 //! - [`payload`], [`update`]: what a device sends back
+//! - [`signature`], [`hex`]: what a server states, and bytes as text
 //! - [`config_file`]: TOML files whose unknown keys are refused
 
 pub mod adapter;
 pub mod base;
 pub mod config_file;
+pub mod hex;
 pub mod id;
 pub mod layout;
 pub mod lora;
@@ -24,6 +26,7 @@ pub mod payload;
 pub mod peft;
 pub mod plan;
 pub mod seed;
+pub mod signature;
 pub mod tensor_bytes;
 pub mod time;
 pub mod update;
@@ -36,5 +39,6 @@ pub use model_config::ModelConfig;
 pub use payload::Payload;
 pub use plan::Plan;
 pub use seed::Seed;
+pub use signature::{PublicKey, Signature, SigningKey};
 pub use time::Time;
-pub use update::{ClientUpdate, Receipt};
+pub use update::{ClientUpdate, Receipt, SignedReceipt};

@@ -7,6 +7,7 @@
 mod dense;
 mod int8;
 
+use bytes::Bytes;
 use rand_chacha::ChaCha20Rng;
 use serde::{Deserialize, Serialize};
 
@@ -32,10 +33,10 @@ enum Kind {
     Int8 = 1,
 }
 
-/// An encoded delta.
+/// An encoded delta. Clones share its bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payload {
-    bytes: Vec<u8>,
+    bytes: Bytes,
 }
 
 /// Bytes that are not a payload of the layout.
@@ -101,18 +102,18 @@ impl Payload {
             let mut bytes = start(Kind::Int8);
             int8::encode(layout, delta, rng, &mut bytes);
             if bytes.len() <= Self::max_bytes(layout) {
-                return Ok(Self { bytes });
+                return Ok(Self { bytes: bytes.into() });
             }
         }
         let mut bytes = start(Kind::Dense);
         dense::encode(delta, &mut bytes);
-        Ok(Self { bytes })
+        Ok(Self { bytes: bytes.into() })
     }
 
     /// A payload from bytes that came from outside. Only [`Payload::decode`] checks them.
     #[must_use]
-    pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self { bytes }
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Self {
+        Self { bytes: bytes.into() }
     }
 
     /// The delta, in layout order.
