@@ -1,4 +1,6 @@
-//! The command line: `run` and `generate`.
+//! The command line: `run`, `history` and `generate`.
+
+mod history;
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -52,6 +54,8 @@ enum LogFormat {
 enum Command {
     /// Take part in a run until it is over.
     Run(RunArgs),
+    /// Show what left this device: when, how large, and what came of it.
+    History(HistoryArgs),
     /// Continue a prompt with the base model and this device's adapter.
     Generate(GenerateArgs),
 }
@@ -64,6 +68,19 @@ struct RunArgs {
     /// Who computes (cpu, wgpu, wgpu:INDEX or wgpu:cpu), instead of the configuration's.
     #[arg(long)]
     device: Option<DeviceChoice>,
+}
+
+#[derive(Debug, Args)]
+struct HistoryArgs {
+    /// The device's configuration.
+    #[arg(long, default_value = "client.toml")]
+    config: PathBuf,
+    /// Check every receipt with the server's public key.
+    #[arg(long)]
+    verify: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +124,7 @@ pub(crate) fn main(cli: Cli) -> ExitCode {
     init_logs(cli.log_format);
     let done = match cli.command {
         Command::Run(args) => run(&args),
+        Command::History(args) => history::show(&args).map(|()| ExitCode::SUCCESS),
         Command::Generate(args) => generate_text(&args).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {

@@ -29,6 +29,11 @@ pub struct ClientConfig {
     pub certificate: PathBuf,
     /// This device's key, PEM.
     pub key: PathBuf,
+    /// The server's public key, with which receipts are checked; without it they are only kept.
+    pub ledger_key: Option<PathBuf>,
+    /// Folder for what must outlive a crash.
+    #[serde(default = "default_state")]
+    pub state: PathBuf,
     /// Hugging Face directory of the base model.
     pub model: PathBuf,
     /// Folder or file of `.txt` and `.jsonl` examples.
@@ -61,6 +66,10 @@ pub struct ClientConfig {
 
 fn default_adapter() -> PathBuf {
     PathBuf::from("adapter")
+}
+
+fn default_state() -> PathBuf {
+    PathBuf::from("state")
 }
 
 fn default_holdout() -> f64 {
@@ -138,7 +147,11 @@ impl ClientConfig {
             &mut config.model,
             &mut config.data,
             &mut config.adapter,
-        ] {
+            &mut config.state,
+        ]
+        .into_iter()
+        .chain(&mut config.ledger_key)
+        {
             *file = folder.join(&*file);
         }
         Ok(config)

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use floret_core::payload::Compression;
-use floret_core::{Adapter, ClientUpdate, Layout, Receipt, Round, Version};
+use floret_core::{Adapter, ClientUpdate, Layout, Round, SignedReceipt, Version};
 use floret_device::Input;
 use floret_device::session::RunEnd;
-use floret_proto::convert::ReportHeader;
+use floret_proto::convert::{self, ReportHeader};
 use floret_proto::limits::{CHUNK_BYTES, MESSAGE_BYTES_MAX, PROTOCOL, REASON_KEY, RETRY_AFTER_KEY};
 use floret_proto::v1;
 use floret_proto::v1::federation_client::FederationClient;
@@ -19,6 +19,9 @@ use tonic::{Code, Status};
 
 /// Longest wait for the answer to a small call, and for each chunk of a long one.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Longest time for a whole report; one that breaks off is sent again.
+const REPORT_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Bytes that gRPC puts before each message.
 const FRAME: usize = 5;
@@ -216,21 +219,19 @@ impl Connection {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn report(
-        &mut self,
-        update: &ClientUpdate,
-        patience: Duration,
-    ) -> Result<Receipt, CallError> {
+    pub async fn report(&mut self, update: &ClientUpdate) -> Result<SignedReceipt, CallError> {
         let chunks = report_chunks(update);
         for chunk in &chunks {
             self.traffic.sent(chunk);
         }
         let call = self.client.report(tokio_stream::iter(chunks));
-        let response = tokio::time::timeout(patience.max(PATIENCE), call).await;
+        let response = tokio::time::timeout(REPORT_PATIENCE, call).await;
         let response = response.map_err(|_| too_slow())?.map_err(explain)?.into_inner();
         self.traffic.received(&response);
-        let receipt = Receipt::try_from(response);
-        receipt.map_err(|error| CallError::Contract(error.to_string()))
+        let receipt = convert::receipt(&response);
+        let (receipt, signature) =
+            receipt.map_err(|error| CallError::Contract(error.to_string()))?;
+        Ok(SignedReceipt { receipt, signature })
     }
 
     /// Tells that this device gives nothing in `round`.
@@ -263,6 +264,7 @@ pub enum CheckIn {
 fn report_chunks(update: &ClientUpdate) -> Vec<v1::ReportChunk> {
     let bytes = update.payload.bytes();
     let header = ReportHeader {
+        run: update.run.clone(),
         round: update.round,
         num_examples: update.num_examples,
         payload_bytes: bytes.len(),
@@ -359,7 +361,8 @@ mod tests {
     #[test]
     fn reports_are_cut_into_chunks_that_both_sides_accept() {
         let payload = floret_core::Payload::from_bytes(vec![7; 2 * CHUNK_BYTES + 1]);
-        let update = ClientUpdate { round: Round(1), num_examples: 3, payload };
+        let update =
+            ClientUpdate { run: "run".parse().unwrap(), round: Round(1), num_examples: 3, payload };
         let chunks = report_chunks(&update);
         assert_eq!(chunks.len(), 4);
         assert!(chunks.iter().all(|chunk| chunk.encoded_len() <= MESSAGE_BYTES_MAX));

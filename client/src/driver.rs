@@ -3,13 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use floret_core::{Adapter, ClientUpdate, Layout, LoraConfig, Receipt, Round, Time, Version};
+use floret_core::{
+    Adapter, ClientUpdate, Layout, LoraConfig, PublicKey, Receipt, Round, Time, Version,
+};
 use floret_device::session::{Outcome, RunEnd};
-use floret_device::{Action, Input, Progress, Record, Session, TrainError, TrainingTask};
+use floret_device::{
+    Action, Input, Progress, Record, Session, Store as _, TrainError, TrainingTask,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::connection::{CallError, CheckIn, Connection};
+use crate::store::{DeviceStore, StoreError};
 use crate::training_thread::{ThreadGone, TrainingThread};
 
 /// How often the run's last adapter is asked for, when the server may already be stopping.
@@ -84,6 +89,9 @@ pub enum DriverError {
     /// Trying again does not help.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// What must outlive a crash cannot be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// Nothing can be trained any more.
     #[error(transparent)]
     Training(#[from] ThreadGone),
@@ -99,6 +107,8 @@ pub struct Device {
     backoff: Backoff,
     watch: Watch,
     origin: Instant,
+    store: Option<DeviceStore>,
+    ledger_key: Option<PublicKey>,
     /// What the adapter of the last plan looks like.
     shape: Option<(LoraConfig, Arc<Layout>)>,
 }
@@ -121,7 +131,25 @@ impl Device {
     ) -> Self {
         let watch = Arc::new(watch);
         let origin = Instant::now();
-        Self { session, connection, trainer, backoff, watch, origin, shape: None }
+        let (store, ledger_key, shape) = (None, None, None);
+        Self { session, connection, trainer, backoff, watch, origin, store, ledger_key, shape }
+    }
+
+    /// Keeps in `store` what must outlive a crash, and goes on with what it holds already.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn with_store(mut self, mut store: DeviceStore) -> Result<Self, StoreError> {
+        self.session = self.session.with_pending(store.load()?);
+        self.store = Some(store);
+        Ok(self)
+    }
+
+    /// Believes no receipt that is not signed with this key.
+    #[must_use]
+    pub fn with_ledger_key(mut self, key: PublicKey) -> Self {
+        self.ledger_key = Some(key);
+        self
     }
 
     /// Takes part until the run is over, or until `stop` is cancelled. A server that cannot be
@@ -132,7 +160,7 @@ impl Device {
     pub async fn run(mut self, stop: CancellationToken) -> Result<RunEnd, DriverError> {
         loop {
             let expired = self.session.handle_timeout(self.now());
-            self.apply(expired);
+            self.apply(expired)?;
             let action = self.session.next_action(self.now());
             if let Action::Stop(end) = action {
                 tokio::select! {
@@ -145,7 +173,7 @@ impl Device {
                 done = self.perform(action) => done,
                 () = stop.cancelled() => return Err(DriverError::Stopped),
             };
-            match done.and_then(|input| Ok(self.bring_back(input)?)) {
+            match done.and_then(|input| self.bring_back(input)) {
                 Ok(()) => self.backoff.reset(),
                 Err(DriverError::Call(CallError::Unavailable { message, after })) => {
                     let wait = self.backoff.failed(after);
@@ -231,9 +259,19 @@ impl Device {
     }
 
     async fn report(&mut self, update: &ClientUpdate) -> Result<Option<Input>, CallError> {
-        let patience = self.time_left();
-        match self.connection.report(update, patience).await {
-            Ok(receipt) => Ok(Some(Input::Acknowledged(receipt))),
+        match self.connection.report(update).await {
+            Ok(signed) => {
+                let client = self.session.client();
+                let genuine = self.ledger_key.as_ref().is_none_or(|key| {
+                    signed.receipt.verify(&update.run, client, key, &signed.signature)
+                });
+                match genuine {
+                    true => Ok(Some(Input::Acknowledged(signed))),
+                    false => Err(CallError::Contract(
+                        "the receipt is not signed with the key in ledger_key".to_owned(),
+                    )),
+                }
+            }
             Err(CallError::Refused { code, message }) => {
                 Ok(Some(Input::ReportRefused(format!("{message} ({code})"))))
             }
@@ -243,17 +281,19 @@ impl Device {
 
     /// Gives the session what was done. An input that does not fit (a damaged adapter, say) changes
     /// nothing, and the same action is tried again after a pause.
-    fn bring_back(&mut self, input: Option<Input>) -> Result<(), CallError> {
+    fn bring_back(&mut self, input: Option<Input>) -> Result<(), DriverError> {
         let Some(input) = input else { return Ok(()) };
         let records = self
             .session
             .handle(self.now(), input)
             .map_err(|fault| CallError::Unavailable { message: fault.to_string(), after: None })?;
-        self.apply(records);
-        Ok(())
+        self.apply(records)
     }
 
-    fn apply(&mut self, records: Vec<Record>) {
+    fn apply(&mut self, records: Vec<Record>) -> Result<(), DriverError> {
+        if let Some(store) = &mut self.store {
+            store.commit(&records)?;
+        }
         for record in records {
             if let Record::Accepted { plan, layout, .. } = &record {
                 self.shape = Some((plan.lora.clone(), Arc::clone(layout)));
@@ -263,6 +303,7 @@ impl Device {
             }
             self.session.apply(record);
         }
+        Ok(())
     }
 
     fn now(&self) -> Time {
@@ -288,8 +329,8 @@ fn event(record: &Record) -> Option<Event> {
         Record::Declined { round, reason } => {
             Some(Event::NotCounted { round: *round, reason: format!("declined: {reason}") })
         }
-        Record::Settled { outcome: Outcome::Acknowledged(receipt), .. } => {
-            Some(Event::Counted(receipt.clone()))
+        Record::Settled { outcome: Outcome::Acknowledged(signed), .. } => {
+            Some(Event::Counted(signed.receipt.clone()))
         }
         Record::Settled { round, outcome: Outcome::Refused(reason) } => {
             Some(Event::NotCounted { round: *round, reason: format!("refused: {reason}") })

@@ -8,6 +8,7 @@
 //! - [`backoff`]: how long to wait before trying again
 //! - [`training_thread`]: the one long-lived thread that trains
 //! - [`driver`]: asks the session what to do, does it, brings the result back
+//! - [`store`], [`history`]: what outlives a crash, and what left this device
 //! - [`setup`]: from a configuration to a driver
 //! - [`report`]: what the program tells its user
 
@@ -16,8 +17,10 @@ pub mod config;
 pub mod connection;
 pub mod data;
 pub mod driver;
+pub mod history;
 pub mod report;
 pub mod setup;
+pub mod store;
 pub mod training_thread;
 
 pub use backoff::Backoff;
@@ -25,4 +28,5 @@ pub use config::ClientConfig;
 pub use connection::{CallError, Connection, Credentials, Traffic};
 pub use data::{PrivateData, read_examples};
 pub use driver::{Device, DriverError, Event};
+pub use store::DeviceStore;
 pub use training_thread::TrainingThread;

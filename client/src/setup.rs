@@ -1,20 +1,22 @@
 //! From a configuration to a device that is ready to run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use floret_core::{ClientId, Seed};
+use floret_core::{ClientId, PublicKey, Seed};
 use floret_device::{LocalModel, Session};
 use floret_model::{
     Checkpoint, DeviceChoice, InvalidCheckpoint, InvalidTokenizer, LocalData, LocalTrainer,
     NoDevice, NotTokenizable, Precision, Tokenizer, TrainerOptions, Transformer,
 };
+use floret_store::{Folder, Locked};
 
 use crate::backoff::Backoff;
 use crate::config::ClientConfig;
 use crate::connection::{Connection, Credentials, UnreadableCredentials};
 use crate::data::{NoData, PrivateData, read_examples};
 use crate::driver::{Device, Event};
+use crate::store::{DeviceStore, StoreError};
 use crate::training_thread::TrainingThread;
 
 /// A base model on this device; devices in one process share it.
@@ -66,6 +68,17 @@ pub enum SetupError {
     /// An address or PEM that cannot be used.
     #[error("cannot use server, ca, certificate or key: {0}")]
     Connection(#[from] tonic::transport::Error),
+    /// The server's public key.
+    #[error("{}: {problem}: it is the ledger.pub that came with the enrolment", path.display())]
+    LedgerKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// What must outlive a crash.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// No thread, or no randomness from the operating system.
     #[error("the operating system gave no {what}: {reason}")]
     System {
@@ -150,6 +163,24 @@ pub fn device(
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| system("randomness")(&error))?;
     let backoff = Backoff::new(Seed(seed).stream());
-    let device = Device::new(session, connection.clone(), trainer, backoff, watch);
+    let mut device = Device::new(session, connection.clone(), trainer, backoff, watch);
+    if let Some(path) = &config.ledger_key {
+        device = device.with_ledger_key(read_key(path)?);
+    }
+    let folder = Folder::hold(&config.state).map_err(|error| match error {
+        Locked::ByAnother => StoreError::Locked(config.state.clone()),
+        Locked::System(error) => error.into(),
+    })?;
+    let device = device.with_store(DeviceStore::open(folder, config.name.clone())?)?;
     Ok((device, connection))
+}
+
+/// Reads the server's public key.
+///
+/// # Errors
+/// A file that cannot be read, or that holds no key.
+pub fn read_key(path: &Path) -> Result<PublicKey, SetupError> {
+    let wrong = |problem: String| SetupError::LedgerKey { path: path.to_owned(), problem };
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    text.trim().parse().map_err(|_| wrong("it holds no public key".to_owned()))
 }

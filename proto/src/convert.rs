@@ -6,7 +6,7 @@ use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule;
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
-use floret_core::{Digest, LoraConfig, Plan, Receipt, Round, Seed, Version};
+use floret_core::{Digest, LoraConfig, Plan, Receipt, Round, RunId, Seed, Signature, Version};
 
 use crate::v1;
 
@@ -163,6 +163,8 @@ impl From<v1::Training> for TrainingConfig {
 /// The header of a report, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportHeader {
+    /// The run.
+    pub run: RunId,
     /// The round.
     pub round: Round,
     /// The device's claim.
@@ -185,6 +187,7 @@ impl ReportHeader {
             return Err(invalid("payload_bytes", problem));
         }
         Ok(Self {
+            run: header.run.parse().map_err(|_| invalid("run", "is no valid name"))?,
             round: Round(header.round),
             num_examples: header.num_examples,
             payload_bytes,
@@ -196,6 +199,7 @@ impl ReportHeader {
 impl From<ReportHeader> for v1::ReportHeader {
     fn from(header: ReportHeader) -> Self {
         Self {
+            run: header.run.to_string(),
             round: header.round.0,
             num_examples: header.num_examples,
             payload_bytes: header.payload_bytes as u64,
@@ -204,23 +208,34 @@ impl From<ReportHeader> for v1::ReportHeader {
     }
 }
 
-impl From<Receipt> for v1::ReportResponse {
-    fn from(receipt: Receipt) -> Self {
-        Self {
-            round: receipt.round.0,
-            payload_digest: receipt.payload_digest.0.to_vec(),
-            weight: receipt.weight,
-        }
+/// A signed receipt as a message.
+#[must_use]
+pub fn report_response(receipt: &Receipt, signature: &Signature) -> v1::ReportResponse {
+    v1::ReportResponse {
+        round: receipt.round.0,
+        payload_digest: receipt.payload_digest.0.to_vec(),
+        weight: receipt.weight,
+        payload_bytes: receipt.payload_bytes,
+        num_examples: receipt.num_examples,
+        signature: signature.0.to_vec(),
     }
 }
 
-impl TryFrom<v1::ReportResponse> for Receipt {
-    type Error = InvalidMessage;
-
-    fn try_from(receipt: v1::ReportResponse) -> Result<Self, InvalidMessage> {
-        let payload_digest = digest("payload_digest", &receipt.payload_digest)?;
-        Ok(Self { round: Round(receipt.round), payload_digest, weight: receipt.weight })
-    }
+/// The receipt that a message holds, and the signature that came with it.
+///
+/// # Errors
+/// No digest, or no signature.
+pub fn receipt(message: &v1::ReportResponse) -> Result<(Receipt, Signature), InvalidMessage> {
+    let signature = message.signature.as_slice().try_into();
+    let signature = signature.map_err(|_| invalid("signature", "is not 64 bytes long"))?;
+    let receipt = Receipt {
+        round: Round(message.round),
+        payload_digest: digest("payload_digest", &message.payload_digest)?,
+        payload_bytes: message.payload_bytes,
+        num_examples: message.num_examples,
+        weight: message.weight,
+    };
+    Ok((receipt, Signature(signature)))
 }
 
 /// A retry window as a message.
@@ -286,6 +301,7 @@ mod tests {
     #[test]
     fn report_headers_are_bounded() {
         let header = ReportHeader {
+            run: "run".parse().unwrap(),
             round: Round(1),
             num_examples: 2,
             payload_bytes: 100,

@@ -2,6 +2,7 @@
 
 mod serve;
 mod status;
+mod verify;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -36,6 +37,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Write an adapter as a PEFT directory.
     Export(ExportArgs),
+    /// Check the ledger, and that the state is what it says.
+    Verify(verify::VerifyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -118,6 +121,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Enroll(args) => enroll(&args),
         Command::Status(args) => status::run(&args),
         Command::Export(args) => export(&args),
+        Command::Verify(args) => verify::run(&args),
     }
 }
 

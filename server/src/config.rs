@@ -101,6 +101,8 @@ pub struct RunSection {
     pub max_abandoned: u32,
     /// How devices encode their deltas.
     pub compression: Compression,
+    /// Rounds whose updates are kept after they closed.
+    pub retain_updates_rounds: u32,
     /// A fixed seed; without, that of `secrets/run.seed`.
     pub seed: Option<FixedSeed>,
 }

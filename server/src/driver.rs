@@ -1,6 +1,7 @@
 //! The run's one owner: a thread that asks the coordinator, makes its answers durable, and only
 //! then sends them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
@@ -8,17 +9,20 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use floret_aggregator::coordinator::Status;
-use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply};
-use floret_core::{Adapter, ClientId, Digest, Time, Version};
+use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply, Store as _};
+use floret_core::{Adapter, ClientId, Digest, Version};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use tracing::error;
 
+use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::record_log;
-use crate::store::{Store, StoreError};
+use crate::store::{RunStore, StoreError};
 
 /// Longest wait of the driver, and least age at which a status is published anew without news.
 const TICK: Duration = Duration::from_millis(500);
+/// Most commands that share one commit.
+const BATCH: usize = 256;
 
 /// What everyone may read without asking the driver.
 #[derive(Debug, Clone)]
@@ -50,6 +54,11 @@ impl PublishedAdapter {
 struct Command {
     client: ClientId,
     input: Input,
+    end: CommandEnd,
+}
+
+/// What is left of a command once it is decided.
+struct CommandEnd {
     reply: oneshot::Sender<Result<Reply, Rejection>>,
     /// Held until the command is done, even if nobody waits for it any more: what waits in the
     /// queue counts as in flight.
@@ -79,7 +88,8 @@ impl DriverHandle {
         transfer: Option<OwnedSemaphorePermit>,
     ) -> Result<Result<Reply, Rejection>, NoAnswer> {
         let (reply, answer) = oneshot::channel();
-        let command = Command { client, input, reply, _transfer: transfer };
+        let end = CommandEnd { reply, _transfer: transfer };
+        let command = Command { client, input, end };
         self.commands.try_send(command).map_err(|error| match error {
             TrySendError::Full(_) => NoAnswer::Busy,
             TrySendError::Disconnected(_) => NoAnswer::Stopped,
@@ -96,51 +106,60 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Starts the thread. `store` holds the coordinator's state already.
+    /// Starts the thread.
     pub(crate) fn start(
-        coordinator: Coordinator,
-        store: Store,
+        keeper: Keeper,
         metrics: Arc<Metrics>,
         queue_length: usize,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = sync_channel(queue_length);
-        let state = coordinator.state();
+        let state = keeper.coordinator.state();
         let first = Published {
-            status: coordinator.status(Time::default()),
+            status: keeper.coordinator.status(keeper.clock.now()),
             adapter: PublishedAdapter::new(state.version, &state.adapter),
             failure: None,
         };
         metrics.observe(&first.status);
         let (publisher, published) = watch::channel(first);
-        let origin = Instant::now();
-        let (phase_since, published_at) = (origin, origin);
-        let owner = Owner {
-            coordinator,
-            store,
-            inbox,
-            publisher,
-            metrics,
-            origin,
-            phase_since,
-            published_at,
-        };
+        let now = Instant::now();
+        let (phase_since, published_at) = (now, now);
+        let owner = Owner { keeper, inbox, publisher, metrics, phase_since, published_at };
         let thread = std::thread::Builder::new().name("floret-driver".into());
         let thread = thread.spawn(move || owner.run())?;
         Ok(Self { handle: DriverHandle { commands }, published, thread })
     }
 }
 
+/// A run and where it is kept; both agree when they are handed over.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pub(crate) coordinator: Coordinator,
+    pub(crate) store: RunStore,
+    pub(crate) clock: Clock,
+    /// Where the copy for other programs goes.
+    pub(crate) state_dir: PathBuf,
+}
+
 /// What the thread owns.
 struct Owner {
-    coordinator: Coordinator,
-    store: Store,
+    keeper: Keeper,
     inbox: Receiver<Command>,
     publisher: watch::Sender<Published>,
     metrics: Arc<Metrics>,
-    /// Time zero of the coordinator.
-    origin: Instant,
     phase_since: Instant,
     published_at: Instant,
+}
+
+/// Records that become durable together, and the answers that wait for it.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Record>,
+    answers: Vec<Answer>,
+}
+
+struct Answer {
+    command: CommandEnd,
+    reply: Result<Reply, Rejection>,
 }
 
 impl Owner {
@@ -154,58 +173,81 @@ impl Owner {
     /// Works until every handle is gone, or until the disk fails.
     fn drive(&mut self) -> Result<(), StoreError> {
         loop {
-            let wait = self.pass_time()?;
+            let mut batch = Batch::default();
+            let wait = self.pass_time(&mut batch);
+            self.commit(batch)?;
             if self.published_at.elapsed() >= TICK {
                 self.publish();
             }
             match self.inbox.recv_timeout(wait) {
-                Ok(command) => self.answer(command)?,
+                Ok(command) => self.answer_waiting(command)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
     }
 
-    fn answer(&mut self, command: Command) -> Result<(), StoreError> {
-        let step = self.coordinator.handle(self.now(), &command.client, command.input);
-        self.commit(step.records)?;
-        // A device that hung up meanwhile asks again.
-        let _ = command.reply.send(step.reply);
-        Ok(())
+    /// Decides on a command and on those that wait behind it, as far as they fit one batch: they
+    /// share one commit.
+    fn answer_waiting(&mut self, first: Command) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        let mut next = Some(first);
+        while let Some(Command { client, input, end }) = next {
+            let step = self.keeper.coordinator.handle(self.keeper.clock.now(), &client, input);
+            self.apply(step.records, &mut batch);
+            batch.answers.push(Answer { command: end, reply: step.reply });
+            self.pass_time(&mut batch);
+            next = if batch.answers.len() < BATCH { self.inbox.try_recv().ok() } else { None };
+        }
+        self.commit(batch)
     }
 
     /// Opens and closes rounds whose time has come; returns how long nothing more will happen.
-    fn pass_time(&mut self) -> Result<Duration, StoreError> {
+    fn pass_time(&mut self, batch: &mut Batch) -> Duration {
         loop {
-            let now = self.now();
-            match self.coordinator.poll_timeout(now) {
-                None => return Ok(TICK),
-                Some(at) if now < at => return Ok(now.until(at).min(TICK)),
-                Some(_) => self.commit(self.coordinator.handle_timeout(now))?,
+            let now = self.keeper.clock.now();
+            match self.keeper.coordinator.poll_timeout(now) {
+                None => return TICK,
+                Some(at) if now < at => return now.until(at).min(TICK),
+                Some(_) => {
+                    let records = self.keeper.coordinator.handle_timeout(now);
+                    self.apply(records, batch);
+                }
             }
         }
     }
 
-    /// Applies records and makes the outcome durable. State on disk is behind memory for a moment,
-    /// but no answer is sent and nothing is published before it has caught up.
-    fn commit(&mut self, records: Vec<Record>) -> Result<(), StoreError> {
-        let durable = records.iter().any(|record| {
-            use Record::{RoundAbandoned, RoundCommitted, RoundOpened, RunEnded};
-            let closed = matches!(record, RoundCommitted { .. } | RoundAbandoned { .. });
-            closed || matches!(record, RoundOpened { .. } | RunEnded(_))
-        });
-        // Check-ins may be many, and wait for the next tick.
-        let news = records.iter().any(|record| !matches!(record, Record::CheckedIn { .. }));
+    /// State on disk is behind memory from here to the commit; no answer is sent and nothing is
+    /// published in between.
+    fn apply(&mut self, records: Vec<Record>, batch: &mut Batch) {
         for record in records {
             record_log::log(&record);
             self.time_phase(&record);
-            self.coordinator.apply(record);
+            self.keeper.coordinator.apply(&record);
+            batch.records.push(record);
         }
-        if durable {
-            self.store.save(self.coordinator.state())?;
+    }
+
+    /// Makes a batch durable, publishes what changed, and sends its answers.
+    fn commit(&mut self, batch: Batch) -> Result<(), StoreError> {
+        let Keeper { coordinator, store, state_dir, .. } = &mut self.keeper;
+        store.commit(&batch.records, coordinator.state())?;
+        let closes = |record: &Record| {
+            use Record::{RoundAbandoned, RoundCommitted, RunEnded};
+            matches!(record, RoundCommitted { .. } | RoundAbandoned { .. } | RunEnded(_))
+        };
+        if batch.records.iter().any(closes)
+            && let Some(saved) = store.saved()
+        {
+            saved.publish(state_dir)?;
         }
-        if news {
+        // Check-ins may be many, and wait for the next tick.
+        if batch.records.iter().any(Record::is_durable) {
             self.publish();
+        }
+        for Answer { command, reply } in batch.answers {
+            // A device that hung up meanwhile asks again.
+            let _ = command.reply.send(reply);
         }
         Ok(())
     }
@@ -222,18 +264,15 @@ impl Owner {
 
     fn publish(&mut self) {
         self.published_at = Instant::now();
-        let status = self.coordinator.status(self.now());
+        let Keeper { coordinator, clock, .. } = &self.keeper;
+        let status = coordinator.status(clock.now());
         self.metrics.observe(&status);
-        let state = self.coordinator.state();
+        let state = coordinator.state();
         self.publisher.send_modify(|published| {
             published.status = status;
             if published.adapter.version != state.version {
                 published.adapter = PublishedAdapter::new(state.version, &state.adapter);
             }
         });
-    }
-
-    fn now(&self) -> Time {
-        Time::default().after(self.origin.elapsed())
     }
 }

@@ -26,8 +26,8 @@ pub struct Enrolment<'a> {
     pub force: bool,
 }
 
-/// Writes the folder of a device: `ca.pem`, `cert.pem`, `key.pem` (readable by its owner alone)
-/// and `client.toml`. The key exists nowhere else.
+/// Writes the folder of a device: `ca.pem`, `ledger.pub`, `cert.pem`, `key.pem` (readable by its
+/// owner alone) and `client.toml`. The key exists nowhere else.
 ///
 /// # Errors
 /// A device or folder that is there already, unless forced; an authority whose files are missing
@@ -48,6 +48,8 @@ pub fn enroll(home: &Home, config: &Config, enrolment: &Enrolment<'_>) -> Result
     files::create_dir(out, Access::Shared)?;
     files::create_dir(&home.devices(), Access::Shared)?;
     files::replace(&out.join("ca.pem"), Access::Shared, &ca)?;
+    let ledger = files::read(&home.ledger_public_key())?;
+    files::replace(&out.join("ledger.pub"), Access::Shared, &ledger)?;
     files::replace(&key, Access::Private, credentials.key.as_bytes())?;
     files::replace(&certificate, Access::Shared, credentials.certificate.as_bytes())?;
     if !settings.exists() {
@@ -75,10 +77,14 @@ fn client_settings(home: &Home, config: &Config, enrolment: &Enrolment<'_>) -> S
          ca = \"ca.pem\"\n\
          certificate = \"cert.pem\"\n\
          key = \"key.pem\"\n\
+         # The server's public key: receipts for updates are checked with it.\n\
+         ledger_key = \"ledger.pub\"\n\
          # Hugging Face directory of the base model, with the same files as the server's.\n\
          model = {model}\n\
          # Folder or file of .txt and .jsonl to train on; it never leaves the device.\n\
          data = \"data\"\n\
+         # Folder for what must outlive a crash: an update that is not answered yet, and receipts.\n\
+         # state = \"state\"\n\
          # Folder for the newest adapter, as a PEFT directory.\n\
          # adapter = \"adapter\"\n\
          # Part of the examples, the last ones, that is never trained on.\n\

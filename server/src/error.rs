@@ -9,6 +9,7 @@ use crate::config::ConfigError;
 use crate::files::FileError;
 use crate::model_dir::ModelError;
 use crate::store::StoreError;
+use crate::verify::VerifyError;
 
 /// Why `init`, `enroll` or `export` could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,12 @@ pub enum CommandError {
         /// What to do.
         hint: &'static str,
     },
+    /// A key of the ledger that was damaged.
+    #[error("{}: it is not 64 hexadecimal digits: restore it from a backup", .0.display())]
+    LedgerKey(PathBuf),
+    /// A ledger, or an adapter that it names, that does not hold.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
     /// The operating system gave no random bytes.
     #[error("the operating system gives no random bytes: {0}")]
     Random(getrandom::Error),

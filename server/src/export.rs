@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use floret_core::peft::{CONFIG_FILE, WEIGHTS_FILE, to_peft};
 use floret_core::{Digest, Layout, Version};
+use floret_store::ReadFolder;
 
 use crate::config::Config;
 use crate::error::CommandError;
@@ -44,7 +45,7 @@ pub fn export(
     let state = home.state();
     let saved = SavedRun::read(&state)?.ok_or(StoreError::Empty(state.clone()))?;
     let layout = Arc::new(Layout::new(&model_dir::read_config(&model)?, &saved.lora)?);
-    let adapter = saved.adapter(&state, &layout, version)?;
+    let adapter = saved.adapter(&ReadFolder::new(&state), &layout, version)?;
     let base = model.canonicalize().unwrap_or(model);
     let peft = to_peft(&adapter, &saved.lora, &base.display().to_string());
     files::create_dir(out, Access::Shared)?;

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 /// certificates/ca.pem    the run's own authority; every device holds a copy
 /// certificates/server.pem
 /// certificates/devices/  a copy of each device certificate that was issued
+/// certificates/ledger.pub  public key of the ledger and of receipts; every device holds a copy
 /// secrets/               private keys and the run's seed, readable by their owner alone
-/// state/                 adapters, momentum, run.json
+/// state/                 the run: see [`crate::store`]
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
@@ -73,6 +74,18 @@ impl Home {
     #[must_use]
     pub fn devices(&self) -> PathBuf {
         self.dir.join("certificates/devices")
+    }
+
+    /// Secret key that signs the ledger and receipts.
+    #[must_use]
+    pub fn ledger_key(&self) -> PathBuf {
+        self.dir.join("secrets/ledger.key")
+    }
+
+    /// Its public half.
+    #[must_use]
+    pub fn ledger_public_key(&self) -> PathBuf {
+        self.dir.join("certificates/ledger.pub")
     }
 
     /// The run's seed, when `server.toml` does not fix one.

@@ -10,6 +10,7 @@ use crate::config::{SAMPLE, ServerSection};
 use crate::error::CommandError;
 use crate::files::{self, Access, FileError};
 use crate::home::Home;
+use crate::ledger_key;
 use crate::model_dir;
 
 /// Makes `dir` a server's directory for the base model in `model`: an authority, the server's
@@ -33,6 +34,7 @@ pub fn init(dir: &Path, model: &Path, server: &ServerSection) -> Result<Home, Co
     files::create_dir(&dir.join("secrets"), Access::Private)?;
     Authority::create(&home)?.issue_server(&home, &server.hosts)?;
     write_seed(&home)?;
+    ledger_key::create(&home)?;
     let settings = settings(&model_path(dir, model)?, server);
     files::replace(home.config(), Access::Shared, settings.as_bytes())?;
     Ok(home)

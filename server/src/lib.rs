@@ -35,11 +35,12 @@
 //! - [`store`], [`files`]: what outlives a restart
 //! - `admin`, `metrics`, `record_log`: what people see of it
 //! - [`config`], [`home`], [`model_dir`]: what a server is given
-//! - [`init`], [`enroll`], [`export`], [`authority`]: the other commands
+//! - [`init`], [`enroll`], [`export`], [`verify`], [`authority`], [`ledger_key`]: the other commands
 
 mod accept;
 mod admin;
 pub mod authority;
+mod clock;
 pub mod config;
 pub mod driver;
 mod enroll;
@@ -48,13 +49,16 @@ mod export;
 pub mod files;
 pub mod home;
 mod init;
+pub mod ledger_key;
 mod metrics;
 pub mod model_dir;
 mod record_log;
+mod recovery;
 pub mod server;
 mod service;
 pub mod store;
 pub mod tls;
+mod verify;
 
 pub use config::{Config, ServerSection};
 pub use driver::PublishedAdapter;
@@ -63,5 +67,7 @@ pub use error::CommandError;
 pub use export::{Exported, export};
 pub use home::Home;
 pub use init::init;
+pub use recovery::{RecoveryError, recover};
 pub use server::{Server, ServerError};
-pub use store::SavedRun;
+pub use store::{RunStore, SavedRun, StoreOptions};
+pub use verify::{Verified, VerifyError, verify};

@@ -23,6 +23,7 @@ pub(crate) struct Metrics {
     pub(crate) bytes_up: Counter,
     /// gRPC message bytes to devices, before TLS.
     pub(crate) bytes_down: Counter,
+    calls: Family<Call, Counter>,
     refusals: Family<Reason, Counter>,
     phases: Family<Phase, Histogram>,
     run: RunMetrics,
@@ -45,6 +46,11 @@ struct RunMetrics {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Call {
+    call: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
 }
@@ -64,6 +70,7 @@ impl Metrics {
             handshakes_failed: Counter::default(),
             bytes_up: Counter::default(),
             bytes_down: Counter::default(),
+            calls: Family::default(),
             refusals: Family::default(),
             phases: Family::new_with_constructor(durations as fn() -> Histogram),
             run: RunMetrics::default(),
@@ -89,6 +96,7 @@ impl Metrics {
         let (up, down) = ("gRPC bytes from devices", "gRPC bytes to devices");
         registry.register_with_unit("received", up, Unit::Bytes, self.bytes_up.clone());
         registry.register_with_unit("sent", down, Unit::Bytes, self.bytes_down.clone());
+        registry.register("calls", "Calls answered, by name", self.calls.clone());
         registry.register("refusals", "Calls refused, by reason", self.refusals.clone());
         let help = "Duration of the phases of a round";
         registry.register_with_unit("phase_duration", help, Unit::Seconds, self.phases.clone());
@@ -115,6 +123,11 @@ impl Metrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
+    }
+
+    /// Counts a call that was answered.
+    pub(crate) fn answered(&self, call: &'static str) {
+        self.calls.get_or_create(&Call { call }).inc();
     }
 
     /// Counts a refused call.

@@ -13,8 +13,8 @@ pub(crate) fn log(record: &Record) {
             let payload = receipt.payload_digest.short();
             info!(round = %receipt.round, %client, weight = receipt.weight, payload, "update accepted");
         }
-        Record::Refused { client, rejection } => {
-            warn!(%client, reason = rejection.code(), detail = %rejection, "update refused");
+        Record::Refused { client, code, reason } => {
+            warn!(%client, reason = code, detail = reason, "update refused");
         }
         Record::Declined { client, reason } => info!(%client, reason, "assignment declined"),
         Record::RoundCommitted { summary, adapter, .. } => {
@@ -32,13 +32,13 @@ pub(crate) fn log(record: &Record) {
 fn closed(summary: &RoundSummary, what: &'static str) {
     info!(
         round = %summary.round,
-        selected = summary.selected,
-        accepted = summary.accepted,
+        selected = summary.selected.len(),
+        accepted = summary.accepted.len(),
         weight = summary.weight,
         refused = summary.refused.len(),
         declined = summary.declined.len(),
         dropped_out = summary.dropped_out.len(),
-        duration_ms = summary.duration_ms,
+        duration_ms = summary.duration().as_millis() as u64,
         detail = summary.reason,
         "{what}"
     );

@@ -6,8 +6,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use floret_aggregator::coordinator::Status;
-use floret_aggregator::{Coordinator, InvalidRun, RunEnd, RunState};
+use floret_aggregator::ledger::{Scribe, Settings};
+use floret_aggregator::{Coordinator, InvalidRun, RunEnd};
 use floret_core::{Layout, Payload};
+use floret_store::{Folder, Locked};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
@@ -20,13 +22,18 @@ use tracing::info;
 use crate::accept::Acceptor;
 use crate::admin::Admin;
 use crate::authority::{self, AuthorityError};
+use crate::clock::Clock;
 use crate::config::{Config, ConfigError, seconds};
-use crate::driver::{Driver, Published, PublishedAdapter};
+use crate::driver::{Driver, Keeper, Published, PublishedAdapter};
+use crate::error::CommandError;
+use crate::files::FileError;
 use crate::home::Home;
+use crate::ledger_key;
 use crate::metrics::Metrics;
 use crate::model_dir::{BaseModel, ModelError};
+use crate::recovery::{RecoveryError, recover};
 use crate::service::{Attendance, Service};
-use crate::store::{Identity, Store, StoreError};
+use crate::store::{RunStore, StoreError, StoreOptions};
 use crate::tls::{self, TlsError};
 
 /// How often devices are counted that do not know yet that the run is over.
@@ -50,9 +57,15 @@ pub enum ServerError {
     /// Certificates or keys that cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The ledger's key cannot be used.
+    #[error(transparent)]
+    LedgerKey(#[from] CommandError),
     /// State that cannot be read or saved.
     #[error(transparent)]
     Store(#[from] Arc<StoreError>),
+    /// The saved run cannot go on.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
     /// The operating system refused a thread or a socket's address.
     #[error("the operating system refused what a server needs: {0}")]
     System(#[from] std::io::Error),
@@ -90,18 +103,22 @@ impl Server {
         let (address, admin_address) = (listener.local_addr()?, admin.local_addr()?);
         let (owned_home, owned_config) = (home.clone(), config.clone());
         let prepared = spawn_blocking(move || Prepared::read(&owned_home, &owned_config)).await;
-        let Prepared { coordinator, store, tls } =
+        let Prepared { coordinator, store, clock, scribe, tls } =
             prepared.map_err(|_| ServerError::DriverStopped)??;
         let (payload_max, compression) =
             (Payload::max_bytes(coordinator.layout()), coordinator.config().compression);
         let (metrics, limits) = (Arc::new(Metrics::new()), config.limits.clone());
-        let driver = Driver::start(coordinator, store, Arc::clone(&metrics), limits.queue_length)?;
+        let run = coordinator.config().run.clone();
+        let keeper = Keeper { coordinator, store, clock, state_dir: home.state() };
+        let driver = Driver::start(keeper, Arc::clone(&metrics), limits.queue_length)?;
         let attendance = Arc::new(Attendance::default());
         let service = Service {
             driver: driver.handle,
             published: driver.published.clone(),
             metrics: Arc::clone(&metrics),
             attendance: Arc::clone(&attendance),
+            scribe,
+            run,
             transfers: Arc::new(Semaphore::new(limits.max_concurrent_transfers)),
             request_timeout: seconds(limits.request_timeout_s),
             compression,
@@ -226,7 +243,9 @@ impl Server {
 /// What is read from disk before a server starts.
 struct Prepared {
     coordinator: Coordinator,
-    store: Store,
+    store: RunStore,
+    clock: Clock,
+    scribe: Arc<Scribe>,
     tls: rustls::ServerConfig,
 }
 
@@ -240,18 +259,25 @@ impl Prepared {
         let layout = Arc::new(layout);
         authority::renew_server(home, &config.server.hosts)?;
         let tls = tls::server_config(home)?;
-        let identity = Identity {
-            run: run.run.clone(),
-            base: run.base,
-            lora: run.lora.clone(),
+        let scribe = Arc::new(Scribe::new(ledger_key::read(home)?));
+        let options = StoreOptions {
+            settings: Settings::of(&run, layout.digest()),
             layout: Arc::clone(&layout),
+            keep_versions: config.limits.keep_versions,
+            retain_updates_rounds: config.run.retain_updates_rounds,
         };
-        let (mut store, saved) =
-            Store::open(&home.state(), identity, config.limits.keep_versions).map_err(Arc::new)?;
-        let state = saved.unwrap_or_else(|| RunState::first(&run, Arc::clone(&layout)));
-        let coordinator = Coordinator::new(run, layout, state)?;
-        store.save(coordinator.state()).map_err(Arc::new)?;
-        Ok(Self { coordinator, store, tls })
+        let folder = Folder::hold(&home.state()).map_err(|error| match error {
+            Locked::ByAnother => Arc::new(StoreError::Locked(home.state())),
+            Locked::System(error) => Arc::new(FileError::new("lock", &home.state(), error).into()),
+        })?;
+        let clock = Clock::start();
+        let store = RunStore::open(Arc::new(folder), options, Arc::clone(&scribe));
+        let store = store.map_err(Arc::new)?;
+        let (coordinator, store) = recover(run, layout, store, clock.now())?;
+        if let Some(saved) = store.saved() {
+            saved.publish(&home.state()).map_err(Arc::new)?;
+        }
+        Ok(Self { coordinator, store, clock, scribe, tls })
     }
 }
 

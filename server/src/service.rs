@@ -9,9 +9,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use floret_aggregator::ledger::Scribe;
 use floret_aggregator::{Input, Reply};
 use floret_core::payload::Compression;
-use floret_core::{ClientId, ClientUpdate, Payload, Receipt, Round};
+use floret_core::{ClientId, ClientUpdate, Payload, Round, RunId};
 use floret_proto::limits::{PROTOCOL, REASON_BYTES_MAX};
 use floret_proto::v1::federation_server::Federation;
 use floret_proto::{convert, v1};
@@ -32,6 +33,9 @@ pub(crate) struct Service {
     pub(crate) published: watch::Receiver<Published>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) attendance: Arc<Attendance>,
+    /// Signs receipts for this run.
+    pub(crate) scribe: Arc<Scribe>,
+    pub(crate) run: RunId,
     /// One permit for each adapter or update in flight: memory does not grow with the cohort.
     pub(crate) transfers: Arc<Semaphore>,
     pub(crate) request_timeout: Duration,
@@ -68,7 +72,7 @@ impl Federation for Service {
     ) -> Result<Response<v1::CheckInResponse>, Status> {
         let client = identity(&request)?;
         let request = self.incoming(request);
-        self.answer(self.welcome(&client, &request).await)
+        self.answer("check-in", self.welcome(&client, &request).await)
     }
 
     async fn fetch_adapter(
@@ -77,6 +81,7 @@ impl Federation for Service {
     ) -> Result<Response<Self::FetchAdapterStream>, Status> {
         let version = self.incoming(request).version;
         let stream = self.send_adapter(version).await.map_err(|refusal| self.refuse(refusal))?;
+        self.metrics.answered("fetch-adapter");
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -85,7 +90,7 @@ impl Federation for Service {
         request: Request<Streaming<v1::ReportChunk>>,
     ) -> Result<Response<v1::ReportResponse>, Status> {
         let client = identity(&request)?;
-        self.answer(self.take_report(client, request.into_inner()).await)
+        self.answer("report", self.take_report(client, request.into_inner()).await)
     }
 
     async fn decline(
@@ -94,7 +99,7 @@ impl Federation for Service {
     ) -> Result<Response<v1::DeclineResponse>, Status> {
         let client = identity(&request)?;
         let request = self.incoming(request);
-        self.answer(self.note_decline(client, request).await)
+        self.answer("decline", self.note_decline(client, request).await)
     }
 }
 
@@ -142,16 +147,17 @@ impl Service {
         let received = timeout(self.request_timeout, transfer).await;
         let (header, payload) = received.map_err(|_| Refusal::TooSlow(self.request_timeout))??;
         let update = ClientUpdate {
+            run: header.run,
             round: header.round,
             num_examples: header.num_examples,
             payload: Payload::from_bytes(payload),
         };
         let report = Input::Report { update, payload_digest: header.payload_digest };
-        let receipt = self.ask(client, report, Some(permit)).await?;
-        match receipt {
-            Reply::Accepted(receipt) => Ok(Receipt::into(receipt)),
-            _ => Err(Refusal::Stopped),
-        }
+        let Reply::Accepted(receipt) = self.ask(client.clone(), report, Some(permit)).await? else {
+            return Err(Refusal::Stopped);
+        };
+        let signature = receipt.sign(&self.run, &client, self.scribe.key());
+        Ok(convert::report_response(&receipt, &signature))
     }
 
     async fn note_decline(
@@ -195,8 +201,13 @@ impl Service {
     }
 
     /// Counts and sends an answer.
-    fn answer<T: Message>(&self, answer: Result<T, Refusal>) -> Result<Response<T>, Status> {
+    fn answer<T: Message>(
+        &self,
+        call: &'static str,
+        answer: Result<T, Refusal>,
+    ) -> Result<Response<T>, Status> {
         let message = answer.map_err(|refusal| self.refuse(refusal))?;
+        self.metrics.answered(call);
         self.metrics.bytes_down.inc_by(message.encoded_len() as u64);
         Ok(Response::new(message))
     }

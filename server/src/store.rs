@@ -1,303 +1,452 @@
-//! What outlives a restart: adapters and momentum as files of f32, and `run.json`, which names
-//! them by digest. `run.json` is replaced last and atomically, so that a crash between two files
-//! leaves the run as it was before.
+//! What outlives a restart, and when: every record is durable before a device hears of it.
+//!
+//! ```text
+//! run.redb      the truth: the run between two rounds, and the records of the open round
+//! updates/      payloads of the open round, and of rounds whose updates are retained
+//! adapters/     adapters and momentum as files of f32, named by the database with their digests
+//! ledger.jsonl  the signed ledger
+//! run.json      a copy for programs that read beside a running server
+//! ```
+//!
+//! A commit writes payloads and adapters first, under names that nothing refers to yet, then one
+//! transaction of the database that refers to them, then the lines of the ledger, which the
+//! transaction holds too. A crash between any two leaves the run as before the transaction or after.
 
-mod values;
+mod error;
+mod rows;
+mod saved;
+pub(crate) mod updates;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use floret_aggregator::{RunEnd, RunState, Totals};
-use floret_core::base::BaseDigests;
-use floret_core::{Adapter, Digest, Layout, LoraConfig, Round, RunId, Version};
-use serde::{Deserialize, Serialize};
+use floret_aggregator::ledger::{Fact, Head, Scribe, Settings};
+use floret_aggregator::{Admitted, Record, RoundSummary, RunState};
+use floret_core::{Adapter, ClientId, Layout, Receipt, Round, Time, Version};
+use floret_store::lines::{Lines, Tail};
+use floret_store::{Disk, open_database};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::files::{self, Access, FileError};
+pub use error::StoreError;
+use rows::Row;
+use saved::{ADAPTERS, FORMAT, adapter_file, momentum_file, write_values};
+pub use saved::{Kept, SavedRun};
+use updates::{UPDATES, Updates};
 
-const MANIFEST: &str = "run.json";
-const FORMAT: u32 = 1;
+/// Name of the ledger.
+pub(crate) const LEDGER: &str = "ledger.jsonl";
+const DATABASE: &str = "run.redb";
+/// `run`, a [`SavedRun`], and `ledger_tail`.
+const RUN: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("run");
+/// Records of the open round, in order.
+const OPEN: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("open");
+/// Receipts of the last rounds.
+const RECEIPTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("receipts");
 
-/// Saved state that cannot be used, or that cannot be saved.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A file operation failed.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// Another server runs on this directory.
-    #[error("{} is in use by another floret-server: stop that one first", .0.display())]
-    Locked(PathBuf),
-    /// A file that changed since it was written.
-    #[error("{}: {problem}: restore the state directory from a backup", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// State of another run, base model or adapter.
-    #[error(
-        "{} holds a run with another {what} ({saved}) than the settings' ({configured}): restore \
-         the settings, or begin a new run in another directory", path.display()
-    )]
-    OtherRun {
-        /// The manifest.
-        path: PathBuf,
-        /// What differs.
-        what: &'static str,
-        /// As saved.
-        saved: String,
-        /// As configured.
-        configured: String,
-    },
-    /// Nothing saved yet.
-    #[error("{} holds no run yet: start the server first", .0.display())]
-    Empty(PathBuf),
-    /// A version that is not kept.
-    #[error("version {version} is not kept: {kept}")]
-    NoSuchVersion {
-        /// The version.
-        version: Version,
-        /// Which are.
-        kept: String,
-    },
+/// What a store is for, and how much it keeps.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// The run's settings.
+    pub settings: Settings,
+    /// Layout of its adapter.
+    pub layout: Arc<Layout>,
+    /// Adapter versions to keep; at least 1.
+    pub keep_versions: usize,
+    /// Rounds whose updates are kept after they closed.
+    pub retain_updates_rounds: u32,
 }
 
-/// What `run.json` says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SavedRun {
-    format: u32,
-    /// The run.
-    pub run: RunId,
-    /// The base model.
-    pub base: BaseDigests,
-    /// Settings of the adapter: its scale is part of what its values mean.
-    pub lora: LoraConfig,
-    /// Digest of the adapter's layout.
-    pub layout: Digest,
-    /// The current version.
-    pub version: Version,
-    /// The last round that was opened.
-    pub round: Round,
-    /// Digests of the adapters that are kept.
-    pub adapters: BTreeMap<Version, Digest>,
-    /// Digest of the server optimizer's momentum.
-    pub momentum: Digest,
-    /// Rounds abandoned since the last commit.
-    pub abandoned_in_a_row: u32,
-    /// Counts over the whole run.
-    pub totals: Totals,
-    /// Set when the run is over.
-    pub end: Option<RunEnd>,
+/// A run's state on a disk.
+#[derive(Debug)]
+pub struct RunStore {
+    disk: Arc<dyn Disk>,
+    options: StoreOptions,
+    scribe: Arc<Scribe>,
+    database: Database,
+    ledger: Lines,
+    head: Head,
+    /// What is durable.
+    saved: Option<SavedRun>,
+    /// The open round's payloads, and its number of rows.
+    updates: Option<Updates>,
+    rows: u64,
 }
 
-impl SavedRun {
-    /// Reads `run.json` of a state directory; `None` when nothing was saved yet.
+/// What one commit adds to the database.
+#[derive(Debug, Default)]
+struct Transaction {
+    rows: Vec<Row>,
+    /// Rows of rounds that closed are removed before `rows` are added.
+    clear: bool,
+    saved: Option<SavedRun>,
+}
+
+impl RunStore {
+    /// Opens the state on `disk`, and makes an empty one if there is none.
     ///
     /// # Errors
-    /// A file that cannot be read or is damaged.
-    pub fn read(dir: &Path) -> Result<Option<Self>, StoreError> {
-        let path = dir.join(MANIFEST);
-        let text = match files::read_text(&path) {
-            Err(error) if error.is_missing() => return Ok(None),
-            text => text?,
-        };
-        let damaged = |problem| StoreError::Damaged { path: path.clone(), problem };
-        let saved: Self =
-            serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-        match saved.format {
-            FORMAT => Ok(Some(saved)),
-            other => {
-                Err(damaged(format!("format {other} is not {FORMAT}, which this build reads")))
+    /// A disk that fails, damaged files, or the state of another run.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+        scribe: Arc<Scribe>,
+    ) -> Result<Self, StoreError> {
+        let database = open_database(&*disk, DATABASE)?;
+        let (saved, tail) = {
+            let transaction = database.begin_write()?;
+            let (saved, tail);
+            {
+                let table = transaction.open_table(RUN)?;
+                saved = match table.get("run")? {
+                    Some(text) => Some(SavedRun::parse(DATABASE, text.value())?),
+                    None => None,
+                };
+                tail =
+                    read_row::<Tail>(table.get("ledger_tail")?.map(|text| text.value().to_vec()))?;
+                transaction.open_table(OPEN)?;
+                transaction.open_table(RECEIPTS)?;
             }
+            transaction.commit()?;
+            (saved, tail.unwrap_or_default())
+        };
+        if let Some(saved) = &saved {
+            expect_same_run(saved, &options.settings)?;
         }
+        let head = saved.as_ref().map(|saved| saved.ledger).unwrap_or_default();
+        let ledger = Lines::open(&*disk, LEDGER, tail).map_err(StoreError::disk("open", LEDGER))?;
+        Ok(Self { disk, options, scribe, database, ledger, head, saved, updates: None, rows: 0 })
     }
 
-    /// Reads an adapter that is kept, the current one by default, and verifies its digest.
+    /// The run as far as it is durable.
+    #[must_use]
+    pub fn saved(&self) -> Option<&SavedRun> {
+        self.saved.as_ref()
+    }
+
+    /// Whether the settings are others than those that the run followed last.
+    #[must_use]
+    pub fn settings_changed(&self) -> bool {
+        self.saved.as_ref().is_some_and(|saved| saved.plan != self.options.settings.digest())
+    }
+
+    /// States the settings in the ledger, if they are new, and makes `state` durable, if nothing is
+    /// yet. To be called before the first commit under these settings.
     ///
     /// # Errors
-    /// A version that is not kept, another layout, or a damaged file.
-    pub fn adapter(
-        &self,
-        dir: &Path,
-        layout: &Arc<Layout>,
-        version: Option<Version>,
-    ) -> Result<Adapter, StoreError> {
-        self.expect_same(dir, "adapter layout", self.layout, layout.digest())?;
-        let version = version.unwrap_or(self.version);
-        let Some(digest) = self.adapters.get(&version) else {
-            let kept: Vec<String> = self.adapters.keys().map(ToString::to_string).collect();
-            let kept = format!("choose one of {}", kept.join(", "));
-            return Err(StoreError::NoSuchVersion { version, kept });
-        };
-        let path = adapter_path(dir, version);
-        let values = values::read(&path, layout.len(), *digest)?;
-        Adapter::new(Arc::clone(layout), values)
-            .map_err(|error| StoreError::Damaged { path, problem: error.to_string() })
-    }
-
-    fn expect_same<T: PartialEq + ToString>(
-        &self,
-        dir: &Path,
-        what: &'static str,
-        saved: T,
-        configured: T,
-    ) -> Result<(), StoreError> {
-        if saved == configured {
+    /// The disk failed.
+    pub fn adopt_settings(&mut self, state: &RunState, now: Time) -> Result<(), StoreError> {
+        if self.saved.is_some() && !self.settings_changed() {
             return Ok(());
         }
-        let [saved, configured] = [saved, configured].map(|value| value.to_string());
-        Err(StoreError::OtherRun { path: dir.join(MANIFEST), what, saved, configured })
-    }
-}
-
-/// What a state directory belongs to.
-#[derive(Debug, Clone)]
-pub(crate) struct Identity {
-    pub(crate) run: RunId,
-    pub(crate) base: BaseDigests,
-    pub(crate) lora: LoraConfig,
-    pub(crate) layout: Arc<Layout>,
-}
-
-/// A state directory, held by this process alone.
-#[derive(Debug)]
-pub(crate) struct Store {
-    dir: PathBuf,
-    identity: Identity,
-    /// Adapter versions to keep.
-    keep: usize,
-    /// What is on disk.
-    saved: Option<SavedRun>,
-    /// Locked while it is open.
-    _lock: File,
-}
-
-impl Store {
-    /// Opens the state directory `dir`, and reads the run that it holds, if any.
-    pub(crate) fn open(
-        dir: &Path,
-        identity: Identity,
-        keep: usize,
-    ) -> Result<(Self, Option<RunState>), StoreError> {
-        files::create_dir(&dir.join("adapters"), Access::Shared)?;
-        let lock = lock(dir)?;
-        let saved = SavedRun::read(dir)?;
-        let state = saved.as_ref().map(|saved| load(dir, saved, &identity)).transpose()?;
-        let dir = dir.to_owned();
-        Ok((Self { dir, identity, keep, saved, _lock: lock }, state))
-    }
-
-    /// Makes `state` durable.
-    pub(crate) fn save(&mut self, state: &RunState) -> Result<(), StoreError> {
-        let version = state.version;
-        let on_disk = self.saved.as_ref().filter(|saved| saved.version == version);
-        let momentum = match on_disk {
-            Some(saved) => saved.momentum,
-            None => {
-                values::write(&adapter_path(&self.dir, version), state.adapter.values())?;
-                values::write(&momentum_path(&self.dir, version), &state.momentum)?
-            }
-        };
-        let kept = self.saved.iter().flat_map(|saved| saved.adapters.clone());
-        let mut adapters: BTreeMap<_, _> = kept.collect();
-        adapters.insert(version, state.adapter.digest());
-        while adapters.len() > self.keep {
-            adapters.pop_first();
+        self.ledger.begin();
+        let settings = self.options.settings.clone();
+        self.state_fact(now, Fact::Settings(Box::new(settings)));
+        let mut adapters = self.saved.as_ref().map(|saved| saved.adapters.clone());
+        let adapters = adapters.get_or_insert_default();
+        if !adapters.contains_key(&state.version) {
+            let kept = self.write_adapter(state.version, &state.adapter, &state.momentum)?;
+            adapters.insert(state.version, kept);
         }
-        let saved = SavedRun {
+        let saved = self.saved_run(state, state.round, std::mem::take(adapters));
+        self.write(Transaction { saved: Some(saved), ..Transaction::default() }, state)?;
+        self.finish_ledger()
+    }
+
+    /// States a fact in the ledger, with the transaction that is being made.
+    fn state_fact(&mut self, at: Time, fact: Fact) {
+        let (line, head) = self.scribe.line(self.head, at, fact);
+        self.ledger.push(&line);
+        self.head = head;
+    }
+
+    fn finish_ledger(&mut self) -> Result<(), StoreError> {
+        self.ledger.finish().map_err(StoreError::disk("write", LEDGER))
+    }
+
+    fn saved_run(
+        &self,
+        state: &RunState,
+        round: Round,
+        adapters: BTreeMap<Version, Kept>,
+    ) -> SavedRun {
+        let settings = &self.options.settings;
+        SavedRun {
             format: FORMAT,
-            run: self.identity.run.clone(),
-            base: self.identity.base,
-            lora: self.identity.lora.clone(),
-            layout: self.identity.layout.digest(),
-            version,
-            round: state.round,
+            run: settings.run.clone(),
+            base: settings.base,
+            lora: settings.lora.clone(),
+            layout: settings.layout,
+            version: state.version,
+            round,
             adapters,
-            momentum,
             abandoned_in_a_row: state.abandoned_in_a_row,
             totals: state.totals,
             end: state.end.clone(),
-        };
-        self.write_manifest(&saved)?;
-        let new_version = on_disk.is_none();
-        self.saved = Some(saved);
-        if new_version {
-            self.prune();
+            plan: settings.digest(),
+            ledger: self.head,
+        }
+    }
+
+    fn write_adapter(
+        &self,
+        version: Version,
+        adapter: &Adapter,
+        momentum: &[f32],
+    ) -> Result<Kept, StoreError> {
+        Ok(Kept {
+            adapter: write_values(&*self.disk, &adapter_file(version), adapter.values())?,
+            momentum: write_values(&*self.disk, &momentum_file(version), momentum)?,
+        })
+    }
+
+    /// The updates of the open round.
+    fn open_updates(&mut self) -> Result<&mut Updates, StoreError> {
+        let problem = "an update came while no round was open";
+        self.updates.as_mut().ok_or_else(|| StoreError::damaged(DATABASE, problem))
+    }
+
+    /// Adds one record to a transaction, with the files that it refers to.
+    fn add(
+        &mut self,
+        record: &Record,
+        state: &RunState,
+        transaction: &mut Transaction,
+    ) -> Result<(), StoreError> {
+        match record {
+            Record::RoundOpened { round, .. } => {
+                self.updates = Some(Updates::open(&*self.disk, *round, 0)?);
+            }
+            Record::Accepted { client, receipt, update } => {
+                let end = self.open_updates()?.append(update.payload())?;
+                let (client, receipt) = (client.clone(), receipt.clone());
+                transaction.rows.push(Row::Accepted { client, receipt, end });
+            }
+            Record::RoundCommitted { summary, adapter, momentum } => {
+                let kept = self.write_adapter(summary.base_version.next(), adapter, momentum)?;
+                self.close(summary, Some(kept), state, transaction)?;
+            }
+            Record::RoundAbandoned { summary } => self.close(summary, None, state, transaction)?,
+            Record::RunEnded(_) => {
+                let saved = transaction.saved.as_ref().or(self.saved.as_ref());
+                let (round, adapters) = saved.map_or((state.round, BTreeMap::new()), |saved| {
+                    (saved.round, saved.adapters.clone())
+                });
+                transaction.saved = Some(self.saved_run(state, round, adapters));
+            }
+            Record::CheckedIn { .. } | Record::Refused { .. } | Record::Declined { .. } => {}
+        }
+        transaction.rows.extend(Row::plain(record));
+        Ok(())
+    }
+
+    fn close(
+        &mut self,
+        summary: &RoundSummary,
+        new: Option<Kept>,
+        state: &RunState,
+        transaction: &mut Transaction,
+    ) -> Result<(), StoreError> {
+        if let Some(updates) = self.updates.take()
+            && self.options.retain_updates_rounds > 0
+        {
+            updates.sync()?;
+        }
+        let after = new.map_or(summary.adapter_before, |kept| kept.adapter);
+        let plan = self.saved.as_ref().map_or_else(|| self.options.settings.digest(), |s| s.plan);
+        let fact = self.scribe.round(summary, plan, after);
+        self.state_fact(summary.closed_at, fact);
+        let before = transaction.saved.as_ref().or(self.saved.as_ref());
+        let mut adapters = before.map(|saved| saved.adapters.clone()).unwrap_or_default();
+        if let Some(kept) = new {
+            adapters.insert(summary.base_version.next(), kept);
+        }
+        while adapters.len() > self.options.keep_versions {
+            adapters.pop_first();
+        }
+        let saved = self.saved_run(state, summary.round, adapters);
+        transaction.saved = Some(SavedRun { plan, ..saved });
+        transaction.rows.clear();
+        transaction.clear = true;
+        Ok(())
+    }
+
+    /// Makes a transaction durable.
+    fn write(&mut self, changes: Transaction, state: &RunState) -> Result<(), StoreError> {
+        let transaction = self.database.begin_write()?;
+        let mut rows = if changes.clear { 0 } else { self.rows };
+        {
+            let mut open = transaction.open_table(OPEN)?;
+            if changes.clear {
+                open.retain(|_, _| false)?;
+            }
+            for row in &changes.rows {
+                open.insert(rows, json(row).as_slice())?;
+                rows += 1;
+            }
+            if let Some(saved) = &changes.saved {
+                let mut run = transaction.open_table(RUN)?;
+                run.insert("run", json(saved).as_slice())?;
+                run.insert("ledger_tail", json(self.ledger.tail()).as_slice())?;
+                let mut receipts = transaction.open_table(RECEIPTS)?;
+                receipts.retain(|round, _| state.receipts.contains_key(&Round(round)))?;
+                for (round, of) in &state.receipts {
+                    if receipts.get(round.0)?.is_none() {
+                        receipts.insert(round.0, json(of).as_slice())?;
+                    }
+                }
+            }
+        }
+        transaction.commit()?;
+        self.rows = rows;
+        if changes.saved.is_some() {
+            self.saved = changes.saved;
         }
         Ok(())
     }
 
-    fn write_manifest(&self, saved: &SavedRun) -> Result<(), StoreError> {
-        let path = self.dir.join(MANIFEST);
-        let text = serde_json::to_vec_pretty(saved)
-            .map_err(|error| FileError::new("write", &path, error.into()))?;
-        Ok(files::replace(&path, Access::Shared, &text)?)
-    }
-
-    /// Removes value files that `run.json` does not name. One that stays for now does no harm: the
-    /// next commit tries again.
-    fn prune(&self) {
-        let Some(saved) = &self.saved else { return };
-        let adapters = saved.adapters.keys().map(|version| adapter_path(&self.dir, *version));
-        let named: Vec<_> = adapters.chain([momentum_path(&self.dir, saved.version)]).collect();
-        for entry in fs::read_dir(self.dir.join("adapters")).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path.extension().is_some_and(|extension| extension == "f32")
-                && !named.contains(&path)
-                && let Err(error) = fs::remove_file(&path)
-            {
-                tracing::warn!(path = %path.display(), %error, "an old version cannot be removed");
+    /// Removes files that nothing refers to any more. One that stays for now does no harm.
+    fn prune(&self) -> Result<(), StoreError> {
+        let Some(saved) = &self.saved else { return Ok(()) };
+        let kept: Vec<String> = saved.files().collect();
+        let retained = saved.round.0.saturating_sub(self.options.retain_updates_rounds);
+        let retained = (retained + 1..=saved.round.0).map(|round| updates::file(Round(round)));
+        let open = self.updates.as_ref().map(|open| updates::file(open.round));
+        let retained: Vec<String> = retained.chain(open).collect();
+        for (folder, kept) in [(ADAPTERS, &kept), (UPDATES, &retained)] {
+            let failed = StoreError::disk("tidy", folder);
+            for name in self.disk.list(folder).map_err(&failed)? {
+                if !kept.contains(&name) {
+                    self.disk.remove(&format!("{folder}/{name}")).map_err(&failed)?;
+                }
             }
         }
+        Ok(())
+    }
+
+    fn restore(&self, row: Row) -> Result<Record, StoreError> {
+        Ok(match row {
+            Row::Opened { round, cohort, at } => Record::RoundOpened { round, cohort, at },
+            Row::Refused { client, code, reason } => Record::Refused { client, code, reason },
+            Row::Declined { client, reason } => Record::Declined { client, reason },
+            Row::Accepted { client, receipt, end } => {
+                let update = self.restore_update(&receipt, end)?;
+                Record::Accepted { client, receipt, update }
+            }
+        })
+    }
+
+    fn restore_update(&self, receipt: &Receipt, end: u64) -> Result<Admitted, StoreError> {
+        let Some(updates) = &self.updates else {
+            return Err(StoreError::damaged(DATABASE, "an update stands before its round"));
+        };
+        let damaged = |problem: &dyn ToString| {
+            StoreError::damaged(updates::file(updates.round), problem.to_string())
+        };
+        let payload = updates.read(end, receipt.payload_bytes)?;
+        if payload.digest() != receipt.payload_digest {
+            return Err(damaged(&"an update's bytes are not those that were written"));
+        }
+        let (layout, clip) = (&self.options.layout, self.options.settings.aggregation.clip_norm);
+        Admitted::new(payload, layout, clip).map_err(|error| damaged(&error))
     }
 }
 
-fn load(dir: &Path, saved: &SavedRun, identity: &Identity) -> Result<RunState, StoreError> {
-    let name = |run: &RunId| run.to_string();
-    saved.expect_same(dir, "name", name(&saved.run), name(&identity.run))?;
-    saved.expect_same(dir, "base model", saved.base.base, identity.base.base)?;
-    saved.expect_same(dir, "tokenizer", saved.base.tokenizer, identity.base.tokenizer)?;
-    let settings = |lora: &LoraConfig| serde_json::to_string(lora).unwrap_or_default();
-    saved.expect_same(
-        dir,
-        "set of LoRA settings",
-        settings(&saved.lora),
-        settings(&identity.lora),
-    )?;
-    let layout = &identity.layout;
-    let adapter = saved.adapter(dir, layout, None)?;
-    let momentum = momentum_path(dir, saved.version);
-    Ok(RunState {
-        version: saved.version,
-        round: saved.round,
-        adapter,
-        momentum: values::read(&momentum, layout.len(), saved.momentum)?,
-        abandoned_in_a_row: saved.abandoned_in_a_row,
-        totals: saved.totals,
-        end: saved.end.clone(),
-    })
-}
+impl floret_aggregator::Store for RunStore {
+    type Error = StoreError;
 
-fn lock(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join("lock");
-    let open = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = open.map_err(|error| FileError::new("open", &path, error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
-        Err(TryLockError::Error(error)) => Err(FileError::new("lock", &path, error).into()),
+    fn commit(&mut self, records: &[Record], state: &RunState) -> Result<(), StoreError> {
+        if !records.iter().any(Record::is_durable) {
+            return Ok(());
+        }
+        self.ledger.begin();
+        let mut transaction = Transaction::default();
+        for record in records {
+            self.add(record, state, &mut transaction)?;
+        }
+        // Updates of a round that closes here are in its adapter already.
+        if transaction.rows.iter().any(|row| matches!(row, Row::Accepted { .. })) {
+            self.open_updates()?.sync()?;
+        }
+        let closed = transaction.clear;
+        self.write(transaction, state)?;
+        self.finish_ledger()?;
+        if closed { self.prune() } else { Ok(()) }
+    }
+
+    fn load(&mut self) -> Result<Option<RunState>, StoreError> {
+        let Some(saved) = &self.saved else { return Ok(None) };
+        let layout = &self.options.layout;
+        let mut receipts = BTreeMap::new();
+        let transaction = self.database.begin_read()?;
+        for row in transaction.open_table(RECEIPTS)?.iter()? {
+            let (round, of) = row?;
+            let of: Option<BTreeMap<ClientId, Receipt>> = read_row(Some(of.value().to_vec()))?;
+            receipts.insert(Round(round.value()), of.unwrap_or_default());
+        }
+        Ok(Some(RunState {
+            version: saved.version,
+            round: saved.round,
+            adapter: saved.adapter(&*self.disk, layout, None)?,
+            momentum: saved.momentum(&*self.disk, layout, saved.version)?,
+            abandoned_in_a_row: saved.abandoned_in_a_row,
+            totals: saved.totals,
+            end: saved.end.clone(),
+            receipts,
+        }))
+    }
+
+    fn replay(&mut self, apply: &mut dyn FnMut(Record)) -> Result<(), StoreError> {
+        self.rows = 0;
+        let transaction = self.database.begin_read()?;
+        let rows = transaction.open_table(OPEN)?;
+        let mut end_of_updates = 0;
+        for row in rows.iter()? {
+            let row: Option<Row> = read_row(Some(row?.1.value().to_vec()))?;
+            let Some(row) = row else { continue };
+            match &row {
+                Row::Opened { round, .. } => {
+                    self.updates = Some(Updates::reopen(&*self.disk, *round)?);
+                }
+                Row::Accepted { end, .. } => end_of_updates = *end,
+                Row::Refused { .. } | Row::Declined { .. } => {}
+            }
+            apply(self.restore(row)?);
+            self.rows += 1;
+        }
+        // What a crash left behind the last update that counts is cut off.
+        if let Some(Updates { round, .. }) = self.updates {
+            self.updates = Some(Updates::open(&*self.disk, round, end_of_updates)?);
+        }
+        self.prune()
     }
 }
 
-fn adapter_path(dir: &Path, version: Version) -> PathBuf {
-    dir.join(format!("adapters/adapter-{:08}.f32", version.0))
+fn expect_same_run(saved: &SavedRun, settings: &Settings) -> Result<(), StoreError> {
+    let lora = |settings| serde_json::to_string(settings).unwrap_or_default();
+    let pairs: [(&'static str, [String; 2]); 5] = [
+        ("name", [&saved.run, &settings.run].map(ToString::to_string)),
+        ("base model", [saved.base.base, settings.base.base].map(|digest| digest.to_string())),
+        ("tokenizer", [saved.base.tokenizer, settings.base.tokenizer].map(|d| d.to_string())),
+        ("set of LoRA settings", [&saved.lora, &settings.lora].map(lora)),
+        ("adapter layout", [saved.layout, settings.layout].map(|digest| digest.to_string())),
+    ];
+    for (what, [saved, configured]) in pairs {
+        if saved != configured {
+            return Err(StoreError::OtherRun { what, saved, configured });
+        }
+    }
+    Ok(())
 }
 
-fn momentum_path(dir: &Path, version: Version) -> PathBuf {
-    dir.join(format!("adapters/momentum-{:08}.f32", version.0))
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_else(|_| unreachable!("plain data becomes JSON"))
+}
+
+fn read_row<T: DeserializeOwned>(row: Option<Vec<u8>>) -> Result<Option<T>, StoreError> {
+    let parse = |row: Vec<u8>| serde_json::from_slice(&row);
+    row.map(parse).transpose().map_err(|error| StoreError::damaged(DATABASE, error))
 }
 
 #[cfg(test)]

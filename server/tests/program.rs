@@ -112,12 +112,13 @@ fn check_enrolment(out: &Path, model: &str) {
         ("ca", "ca.pem"),
         ("certificate", "cert.pem"),
         ("key", "key.pem"),
+        ("ledger_key", "ledger.pub"),
         ("model", model.to_str().unwrap()),
         ("data", "data"),
     ] {
         assert_eq!(client[key].as_str(), Some(value), "{key}");
     }
-    assert_eq!((client["version"].as_integer(), client.len()), (Some(1), 8));
+    assert_eq!((client["version"].as_integer(), client.len()), (Some(1), 9));
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;

@@ -16,12 +16,12 @@ fn single() -> Site {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_keeps_the_version_and_never_reuses_a_round() {
+async fn a_restart_goes_on_with_the_open_round_and_repeats_receipts() {
     let mut site = single();
     let server = site.start().await;
     let mut client = site.device(&server, "phone").await;
     let plan = work(&mut client).await.unwrap();
-    send(&mut client, chunks(plan.round.0, &site.payload(0.5))).await.unwrap();
+    let receipt = send(&mut client, chunks(plan.round.0, &site.payload(0.5))).await.unwrap();
     let plan = work(&mut client).await.unwrap();
     assert_eq!((plan.round.0, plan.version.0), (2, 1));
     let adapter = server.adapter();
@@ -30,11 +30,14 @@ async fn a_restart_keeps_the_version_and_never_reuses_a_round() {
     let server = site.start().await;
     assert_eq!((server.status().version, server.adapter()), (1, adapter));
     let mut client = site.device(&server, "phone").await;
-    let status = send(&mut client, chunks(2, &site.payload(0.5))).await.unwrap_err();
+    // The answer of a round that is over is the same, signature included.
+    let again = send(&mut client, chunks(1, &site.payload(0.5))).await.unwrap();
+    assert_eq!(again, receipt);
+    let status = send(&mut client, chunks(9, &site.payload(0.5))).await.unwrap_err();
     assert_eq!((status.code(), reason(&status)), (Code::FailedPrecondition, "unknown-round"));
     let plan = work(&mut client).await.unwrap();
-    assert_eq!((plan.round.0, plan.version.0), (3, 1));
-    send(&mut client, chunks(3, &site.payload(0.5))).await.unwrap();
+    assert_eq!((plan.round.0, plan.version.0), (2, 1));
+    send(&mut client, chunks(2, &site.payload(0.5))).await.unwrap();
     assert!(server.wait_for_end().await.unwrap().completed);
     server.stop().await.unwrap();
 
@@ -88,21 +91,42 @@ async fn a_failing_disk_stops_the_run_before_any_answer() {
     let manifest = site.home.state().join("run.json");
     std::fs::rename(&manifest, site.dir.path().join("run.json")).unwrap();
     std::fs::create_dir(&manifest).unwrap();
-    send(&mut client, chunks(plan.round.0, &site.payload(0.5))).await.unwrap();
+    // The round would close with this update: both are one commit.
+    let status = send(&mut client, chunks(plan.round.0, &site.payload(0.5))).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "stopping"));
 
     let error = server.wait_for_failure().await;
     assert!(matches!(&error, ServerError::Store(_)), "{error}");
     assert!(error.to_string().contains("cannot write") && error.to_string().contains("run.json"));
     let status = client.check_in(hello(floret_proto::v1::Compression::None)).await.unwrap_err();
     assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "stopping"));
-    assert_eq!(server.status().version, 0);
     assert!(page(&server, "/healthz").await.contains("run.json"));
     assert!(server.stop().await.is_err());
 
-    // The old state is whole.
+    // What the database had taken is there.
     std::fs::remove_dir(&manifest).unwrap();
-    std::fs::rename(site.dir.path().join("run.json"), &manifest).unwrap();
     let server = site.start().await;
-    assert_eq!((server.status().version, server.status().round), (0, 1));
+    assert_eq!((server.status().version, server.status().totals.updates_accepted), (1, 1));
     server.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_whose_settings_changed_is_abandoned_on_the_record() {
+    let mut site = single();
+    let server = site.start().await;
+    let mut client = site.device(&server, "phone").await;
+    assert_eq!(work(&mut client).await.unwrap().round.0, 1);
+    server.stop().await.unwrap();
+    site.config.aggregation.clip_norm = 3.0;
+    let server = site.start().await;
+    let mut client = site.device(&server, "phone").await;
+    let plan = work(&mut client).await.unwrap();
+    assert_eq!((plan.round.0, plan.clip_norm), (2, 3.0));
+    assert_eq!(server.status().totals.rounds_abandoned, 1);
+    server.stop().await.unwrap();
+    let ledger = std::fs::read_to_string(site.home.state().join("ledger.jsonl")).unwrap();
+    assert!(ledger.lines().nth(1).unwrap().contains("the run's settings changed"), "{ledger}");
+    let key = floret_server::ledger_key::read_public(&site.home).unwrap();
+    let verified = floret_server::verify(&site.home, &site.config, &key).unwrap();
+    assert_eq!((verified.entries, verified.rounds), (3, 1));
 }

@@ -3,14 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a stage that cannot be set fails its test")]
 
+pub mod durable;
+pub mod processes;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use floret_client::setup::{Base, BaseOptions};
+use floret_client::setup::{Base, BaseOptions, read_key};
 use floret_client::{
-    Backoff, ClientConfig, Connection, Credentials, Device, Event, TrainingThread,
+    Backoff, ClientConfig, Connection, Credentials, Device, DeviceStore, Event, TrainingThread,
 };
 use floret_core::{ClientId, Seed};
 use floret_device::{Limits, LocalModel, Session};
@@ -18,6 +21,7 @@ use floret_server::config::{Config, FixedSeed};
 use floret_server::model_dir::BaseModel;
 use floret_server::{Enrolment, Home, Server, ServerSection};
 use floret_simulation::ToyTrainer;
+use floret_store::Folder;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
@@ -165,16 +169,27 @@ impl Stage {
     /// Its configuration cannot be used.
     #[must_use]
     pub fn toy_device(&self, config: &ClientConfig) -> (Device, Events) {
-        let events = Events::default();
-        let told = events.clone();
-        let session = Session::new(config.name.clone(), self.local_model(), Limits::default());
-        let trainer = TrainingThread::spawn(ToyTrainer).unwrap();
-        let backoff = Backoff::new(Seed::from_number(3).stream());
-        let connection = connect(config);
-        let device =
-            Device::new(session, connection, trainer, backoff, move |event| told.push(event));
-        (device, events)
+        toy_device(config, self.local_model())
     }
+}
+
+/// A device with the toy trainer that keeps its state, and what it tells.
+///
+/// # Panics
+/// Its configuration cannot be used.
+#[must_use]
+pub fn toy_device(config: &ClientConfig, model: LocalModel) -> (Device, Events) {
+    let events = Events::default();
+    let told = events.clone();
+    let session = Session::new(config.name.clone(), model, Limits::default());
+    let trainer = TrainingThread::spawn(ToyTrainer).unwrap();
+    let backoff = Backoff::new(Seed::from_number(3).stream());
+    let connection = connect(config);
+    let device = Device::new(session, connection, trainer, backoff, move |event| told.push(event));
+    let store = DeviceStore::open(Folder::hold(&config.state).unwrap(), config.name.clone());
+    let key = read_key(config.ledger_key.as_ref().unwrap()).unwrap();
+    let device = device.with_store(store.unwrap()).unwrap().with_ledger_key(key);
+    (device, events)
 }
 
 /// A device's connection, for tests that speak the contract by hand.

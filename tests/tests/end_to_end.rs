@@ -54,8 +54,9 @@ async fn sends_nan(mut connection: Connection, values: usize) -> Vec<String> {
         }
         let nan: Vec<u8> = f32::NAN.to_le_bytes().repeat(values);
         let payload = Payload::from_bytes([b"FP\x01\x00".as_slice(), &nan].concat());
-        let update = ClientUpdate { round: plan.round, num_examples: 5, payload };
-        match connection.report(&update, LONG).await {
+        let update =
+            ClientUpdate { run: plan.run.clone(), round: plan.round, num_examples: 5, payload };
+        match connection.report(&update).await {
             Err(CallError::Refused { code, .. }) => codes.push(code),
             other => panic!("NaN was not refused: {other:?}"),
         }
@@ -275,18 +276,18 @@ async fn repeats_get_the_same_receipt_and_other_reports_their_own_refusal() {
         let mut rng = Seed::from_number(1).stream();
         let delta = vec![value; layout.len()];
         let payload = Payload::encode(Compression::Int8, &layout, &delta, &mut rng).unwrap();
-        ClientUpdate { round, num_examples: 3, payload }
+        ClientUpdate { run: "run".parse().unwrap(), round, num_examples: 3, payload }
     };
-    let first = a.report(&update(0.1, plan.round), LONG).await.unwrap();
-    assert_eq!(a.report(&update(0.1, plan.round), LONG).await.unwrap(), first);
+    let first = a.report(&update(0.1, plan.round)).await.unwrap();
+    assert_eq!(a.report(&update(0.1, plan.round)).await.unwrap(), first);
     let refused = |result: Result<_, CallError>| match result {
         Err(CallError::Refused { code, .. }) => code,
         other => panic!("not refused: {other:?}"),
     };
-    assert_eq!(refused(a.report(&update(0.2, plan.round), LONG).await), "different-report");
-    assert_eq!(refused(a.report(&update(0.2, plan.round.next()), LONG).await), "unknown-round");
+    assert_eq!(refused(a.report(&update(0.2, plan.round)).await), "different-report");
+    assert_eq!(refused(a.report(&update(0.2, plan.round.next())).await), "unknown-round");
     let empty = ClientUpdate { num_examples: 0, ..update(0.1, plan.round) };
     let mut b = waiting.await.unwrap();
-    assert_eq!(refused(b.report(&empty, LONG).await), "zero-examples");
+    assert_eq!(refused(b.report(&empty).await), "zero-examples");
     server.stop().await.unwrap();
 }

@@ -45,7 +45,18 @@ fn a_broken_rule_would_be_seen() {
 
 #[test]
 fn packages_import_only_what_the_plan_permits() {
-    let io = ["tokio", "tonic", "hyper", "burn", "getrandom", "rustls", "axum", "tempfile"];
+    let io = [
+        "tokio",
+        "tonic",
+        "hyper",
+        "burn",
+        "getrandom",
+        "rustls",
+        "axum",
+        "tempfile",
+        "redb",
+        "floret-store",
+    ];
     let pure = ["core", "privacy", "device", "aggregator", "simulation"];
     let mut rules: Vec<(&str, &str, &str)> = vec![
         ("server", "burn", "the server needs no tensors: layouts and adapters live in core"),
@@ -72,6 +83,8 @@ fn packages_import_only_what_the_plan_permits() {
         ("model", "floret-aggregator", "the two sides of a round meet on the wire alone"),
         ("lab", "floret-server", "the lab runs the aggregator itself, not the server's shell"),
         ("core", "floret-proto", "core is below the wire"),
+        ("store", "floret-core", "the store knows bytes; the schema belongs to its owners"),
+        ("model", "floret-store", "shells keep things, the model does not"),
         ("privacy", "floret-core", "privacy works on flat vectors alone"),
     ];
     for package in pure {

@@ -32,6 +32,36 @@ pub enum InvalidUpdate {
     Clip(#[from] Unclippable),
 }
 
+/// An update that may count: its bytes as they came, and the delta that they stand for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admitted {
+    payload: Payload,
+    delta: ClippedDelta,
+}
+
+impl Admitted {
+    /// Decodes and clips a payload, and keeps it beside.
+    ///
+    /// # Errors
+    /// A payload that is not one of this layout, or values that are not finite.
+    pub fn new(payload: Payload, layout: &Layout, clip_norm: f32) -> Result<Self, InvalidUpdate> {
+        let delta = ClippedDelta::decode(&payload, layout, clip_norm)?;
+        Ok(Self { payload, delta })
+    }
+
+    /// Its bytes as they came.
+    #[must_use]
+    pub fn payload(&self) -> &Payload {
+        &self.payload
+    }
+
+    /// What is summed.
+    #[must_use]
+    pub fn delta(&self) -> &ClippedDelta {
+        &self.delta
+    }
+}
+
 impl ClippedDelta {
     /// Decodes a payload and clips it to the L2 norm `clip_norm`.
     ///

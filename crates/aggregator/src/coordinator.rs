@@ -1,21 +1,16 @@
 //! The round state machine.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
-
 use floret_core::seed::Purpose;
-use floret_core::{
-    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Receipt, Round, Time, Version,
-};
+use floret_core::{Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, Time, Version};
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::config::{InvalidRun, RunConfig};
-use crate::message::{Input, Record, Rejection, Reply, Step};
+use crate::message::{Input, Record, Rejection, Reply, RoundSummary, Step};
 use crate::phase::Phase;
 use crate::phase::selecting::Selecting;
-use crate::phase::training::{Member, Training, Verdict, repeat};
+use crate::phase::training::{Training, Verdict, repeat};
 use crate::state::{RunEnd, RunState, Totals};
 
 /// One run. Decide with [`Coordinator::handle`], change with [`Coordinator::apply`].
@@ -25,8 +20,6 @@ pub struct Coordinator {
     layout: Arc<Layout>,
     state: RunState,
     phase: Phase,
-    /// Receipts of the last round that closed: a client whose answer was lost asks again.
-    closed: (Round, BTreeMap<ClientId, Receipt>),
 }
 
 /// Where a run stands, for people and metrics.
@@ -65,8 +58,8 @@ pub struct Status {
 }
 
 impl Coordinator {
-    /// A coordinator that goes on from `state`. A round that was open is not part of the state: it
-    /// is abandoned by starting anew, and its number is not used again.
+    /// A coordinator that goes on from `state`. Applying the records that a store kept of an open
+    /// round, and then calling [`Coordinator::resume`], restores that round too.
     ///
     /// # Errors
     /// Settings that [`RunConfig::validate`] refuses, or a state of another layout.
@@ -91,13 +84,26 @@ impl Coordinator {
         };
         let abandoned_in_a_row = if state.end.is_some() { 0 } else { state.abandoned_in_a_row };
         let state = RunState { end, abandoned_in_a_row, ..state };
-        Ok(Self { config, layout, state, phase, closed: (Round(0), BTreeMap::new()) })
+        Ok(Self { config, layout, state, phase })
     }
 
     /// The run's settings.
     #[must_use]
     pub fn config(&self) -> &RunConfig {
         &self.config
+    }
+
+    /// Goes on at `now` after a restart: devices of an open round get the whole time again, and one
+    /// that `because` cannot go on is abandoned, by the records that this returns.
+    #[must_use]
+    pub fn resume(&mut self, now: Time, because: Option<&str>) -> Vec<Record> {
+        if let (Phase::Training(training), Some(reason)) = (&self.phase, because) {
+            return self.abandon(training, now, reason.to_owned());
+        }
+        if let Phase::Training(training) = &mut self.phase {
+            training.resume(now, self.config.timing.report_deadline);
+        }
+        Vec::new()
     }
 
     /// What must outlive a restart.
@@ -117,9 +123,7 @@ impl Coordinator {
     pub fn handle(&self, now: Time, client: &ClientId, input: Input) -> Step {
         match input {
             Input::CheckIn => self.check_in(now, client),
-            Input::Report { update, payload_digest } => {
-                self.report(client, &update, payload_digest)
-            }
+            Input::Report { update, payload_digest } => self.report(client, update, payload_digest),
             Input::Decline { round, reason } => match &self.phase {
                 Phase::Training(training) if training.round == round => {
                     training.decline(client, reason)
@@ -167,8 +171,11 @@ impl Coordinator {
         }
     }
 
-    fn report(&self, client: &ClientId, update: &ClientUpdate, payload_digest: Digest) -> Step {
+    fn report(&self, client: &ClientId, update: ClientUpdate, payload_digest: Digest) -> Step {
         let round = update.round;
+        if update.run != self.config.run {
+            return answer(Err(Rejection::OtherRun(update.run)));
+        }
         // Bytes that changed on the way are the network's fault: they are sent again.
         let got = update.payload.digest();
         if got != payload_digest {
@@ -178,11 +185,9 @@ impl Coordinator {
             Phase::Training(training) if training.round == round => {
                 training.report(&self.config, &self.layout, client, update, payload_digest)
             }
-            phase => match self.closed.1.get(client) {
-                Some(receipt) if self.closed.0 == round => {
-                    answer(repeat(receipt, payload_digest, round))
-                }
-                _ => answer(Err(unknown_round(phase, round))),
+            phase => match self.state.receipts.get(&round).and_then(|of| of.get(client)) {
+                Some(receipt) => answer(repeat(receipt, payload_digest, round)),
+                None => answer(Err(unknown_round(phase, round))),
             },
         }
     }
@@ -235,7 +240,7 @@ impl Coordinator {
             Err(error) => return self.abandon(training, now, error.to_string()),
         };
         let version = state.version.next();
-        let summary = training.summary(now, reason);
+        let summary = self.summary(training, now, true, reason);
         let mut records = vec![Record::RoundCommitted { summary, adapter, momentum }];
         if version.0 >= u64::from(self.config.rounds) {
             records.push(Record::RunEnded(all_committed(&self.config, version)));
@@ -246,7 +251,8 @@ impl Coordinator {
     fn abandon(&self, training: &Training, now: Time, reason: String) -> Vec<Record> {
         let in_a_row = self.state.abandoned_in_a_row + 1;
         let message = format!("{in_a_row} rounds in a row were abandoned, the last with {reason}");
-        let mut records = vec![Record::RoundAbandoned { summary: training.summary(now, reason) }];
+        let summary = self.summary(training, now, false, reason);
+        let mut records = vec![Record::RoundAbandoned { summary }];
         if in_a_row >= self.config.max_abandoned {
             let version = self.state.version;
             records.push(Record::RunEnded(RunEnd { completed: false, version, message }));
@@ -254,64 +260,68 @@ impl Coordinator {
         records
     }
 
+    fn summary(
+        &self,
+        training: &Training,
+        now: Time,
+        committed: bool,
+        reason: String,
+    ) -> RoundSummary {
+        let before = (self.state.version, self.state.adapter.digest());
+        training.summary(now, committed, reason, before)
+    }
+
     /// Applies a record: the only place where state changes. Records that do not belong to the
     /// phase are ignored, so that replaying one twice does no harm.
-    pub fn apply(&mut self, record: Record) {
-        let totals = &mut self.state.totals;
+    pub fn apply(&mut self, record: &Record) {
         match (record, &mut self.phase) {
             (Record::CheckedIn { client, at }, Phase::Selecting(selecting)) => {
-                selecting.checked_in(client, at);
+                selecting.checked_in(client.clone(), *at);
             }
-            (Record::RoundOpened { round, cohort, at }, Phase::Selecting(_)) => {
-                let version = self.state.version;
-                let open = Training::open(&self.config, &self.layout, round, version, cohort, at);
-                self.state.round = round;
+            (Record::RoundOpened { round, cohort, at }, Phase::Selecting(_))
+                if *round > self.state.round =>
+            {
+                let open = Training::open(&self.config, &self.layout, *round, cohort, *at);
+                self.state.round = *round;
                 self.phase = Phase::Training(open);
             }
-            (Record::Accepted { client, receipt, delta }, Phase::Training(training))
-                if training.awaits(&client) =>
-            {
-                training.accept(client, receipt, &delta);
-                totals.updates_accepted += 1;
+            (Record::Accepted { client, receipt, update }, Phase::Training(training)) => {
+                training.accept(client, receipt.clone(), update);
             }
-            (Record::Refused { client, rejection }, Phase::Training(training)) => {
-                training.refuse(client, rejection.to_string());
-                totals.updates_refused += 1;
+            (Record::Refused { client, reason, .. }, Phase::Training(training)) => {
+                training.refuse(client, reason.clone());
             }
             (Record::Declined { client, reason }, Phase::Training(training)) => {
-                training.declined(client, reason);
-                totals.assignments_declined += 1;
+                training.declined(client, reason.clone());
             }
             (Record::RoundCommitted { summary, adapter, momentum }, Phase::Training(_)) => {
-                totals.rounds_committed += 1;
-                totals.drop_outs += summary.dropped_out.len() as u64;
                 self.state.version = self.state.version.next();
-                self.state.adapter = adapter;
-                self.state.momentum = momentum;
+                self.state.adapter = adapter.clone();
+                self.state.momentum.clone_from(momentum);
                 self.state.abandoned_in_a_row = 0;
-                self.close_round(summary.duration_ms);
+                self.close_round(summary);
             }
             (Record::RoundAbandoned { summary }, Phase::Training(_)) => {
-                totals.rounds_abandoned += 1;
-                totals.drop_outs += summary.dropped_out.len() as u64;
                 self.state.abandoned_in_a_row += 1;
-                self.close_round(summary.duration_ms);
+                self.close_round(summary);
             }
             (Record::RunEnded(end), _) => {
                 self.state.end = Some(end.clone());
-                self.phase = Phase::Ended(end);
+                self.phase = Phase::Ended(end.clone());
             }
             _ => {}
         }
     }
 
-    fn close_round(&mut self, duration_ms: u64) {
+    fn close_round(&mut self, summary: &RoundSummary) {
         let Phase::Training(training) = &self.phase else { return };
-        let closed_at = training.opened_at.after(Duration::from_millis(duration_ms));
-        let others_first = closed_at.after(self.config.timing.retry_max);
-        let next = Phase::Selecting(Selecting::after(training.gave_nothing(), others_first));
-        if let Phase::Training(training) = std::mem::replace(&mut self.phase, next) {
-            self.closed = (training.round, training.into_receipts());
+        let others_first = summary.closed_at.after(self.config.timing.retry_max);
+        self.phase = Phase::Selecting(Selecting::after(training.gave_nothing(), others_first));
+        self.state.totals.add(summary);
+        let receipts = &mut self.state.receipts;
+        receipts.insert(summary.round, summary.accepted.iter().cloned().collect());
+        while receipts.len() > RunState::RECEIPT_ROUNDS {
+            receipts.pop_first();
         }
     }
 
@@ -324,7 +334,13 @@ impl Coordinator {
             Phase::Training(training) => (None, Some(training)),
             Phase::Ended(_) => (None, None),
         };
-        let reported = |member: &Member| matches!(member, Member::Reported(_));
+        let mut totals = state.totals;
+        if let Some(training) = training {
+            let tally = training.tally();
+            totals.updates_accepted += tally.accepted as u64;
+            totals.updates_refused += tally.refused as u64;
+            totals.assignments_declined += tally.declined as u64;
+        }
         Status {
             run: config.run.to_string(),
             phase: match &self.phase {
@@ -339,11 +355,11 @@ impl Coordinator {
             parameters: self.layout.len(),
             population: selecting.map(|selecting| selecting.population(config, now)),
             population_awaited: selecting.map(|_| config.cohort.awaited()),
-            cohort: training.map(|training| training.count(|_| true)),
-            accepted: training.map(|training| training.count(reported)),
+            cohort: training.map(Training::selected),
+            accepted: training.map(|training| training.tally().accepted),
             deadline_in_s: training.map(|training| now.until(training.closes_at).as_secs_f64()),
             abandoned_in_a_row: state.abandoned_in_a_row,
-            totals: state.totals,
+            totals,
             end: state.end.clone(),
         }
     }

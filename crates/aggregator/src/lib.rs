@@ -12,19 +12,23 @@
 //! - [`message`]: what goes in and what comes out
 //! - [`clipped`]: the only form in which a delta is ever summed
 //! - [`combine`], [`server_optimizer`]: the two axes of a strategy
-//! - [`state`]: what outlives a round
+//! - [`state`], [`store`]: what outlives a round, and where it is kept
+//! - [`ledger`]: what is on the record
 
 pub mod clipped;
 pub mod combine;
 pub mod config;
 pub mod coordinator;
+pub mod ledger;
 pub mod message;
 pub mod phase;
 pub mod server_optimizer;
 pub mod state;
+pub mod store;
 
-pub use clipped::ClippedDelta;
+pub use clipped::{Admitted, ClippedDelta};
 pub use config::{InvalidRun, RunConfig};
 pub use coordinator::Coordinator;
 pub use message::{Input, Record, Rejection, Reply, RoundSummary, Step};
 pub use state::{RunEnd, RunState, Totals};
+pub use store::{NoStore, Store};

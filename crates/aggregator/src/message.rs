@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use floret_core::payload::InvalidPayload;
-use floret_core::{Adapter, ClientId, ClientUpdate, Digest, Plan, Receipt, Round, Time, Version};
+use floret_core::{
+    Adapter, ClientId, ClientUpdate, Digest, Plan, Receipt, Round, RunId, Time, Version,
+};
 use serde::Serialize;
 
-use crate::clipped::{ClippedDelta, InvalidUpdate};
+use crate::clipped::{Admitted, InvalidUpdate};
 use crate::state::RunEnd;
 
 /// What a client says. Its identity comes from its certificate, beside it.
@@ -70,6 +72,9 @@ pub enum Rejection {
         /// Which round is open.
         hint: String,
     },
+    /// An update of another run.
+    #[error("the update belongs to run {0}, and this server's run is another")]
+    OtherRun(RunId),
     /// A client that was not chosen.
     #[error("client {0} is not in the cohort of this round")]
     NotInCohort(ClientId),
@@ -109,6 +114,7 @@ impl Rejection {
     pub fn code(&self) -> &'static str {
         match self {
             Self::UnknownRound { .. } => "unknown-round",
+            Self::OtherRun(_) => "other-run",
             Self::NotInCohort(_) => "not-in-cohort",
             Self::DifferentReport(_) => "different-report",
             Self::OutOfRound { .. } => "out-of-round",
@@ -148,15 +154,17 @@ pub enum Record {
         client: ClientId,
         /// What the client is told.
         receipt: Receipt,
-        /// The decoded and clipped delta.
-        delta: ClippedDelta,
+        /// The update.
+        update: Admitted,
     },
     /// An update was refused, and its client is out of the round.
     Refused {
         /// Whose.
         client: ClientId,
-        /// Why.
-        rejection: Rejection,
+        /// Why, as one word: [`Rejection::code`].
+        code: String,
+        /// Why, for people.
+        reason: String,
     },
     /// A client gives nothing in this round.
     Declined {
@@ -188,12 +196,20 @@ pub enum Record {
 pub struct RoundSummary {
     /// The round.
     pub round: Round,
+    /// Whether it gave a new adapter.
+    pub committed: bool,
     /// Version of the adapter that it began with.
     pub base_version: Version,
+    /// Digest of that adapter.
+    pub adapter_before: Digest,
+    /// When it opened.
+    pub opened_at: Time,
+    /// When it closed.
+    pub closed_at: Time,
     /// Clients chosen.
-    pub selected: usize,
+    pub selected: Vec<ClientId>,
     /// Updates that count.
-    pub accepted: usize,
+    pub accepted: Vec<(ClientId, Receipt)>,
     /// Sum of their weights.
     pub weight: u64,
     /// Clients refused, with the reason.
@@ -202,8 +218,22 @@ pub struct RoundSummary {
     pub declined: Vec<(ClientId, String)>,
     /// Clients that were chosen and never answered.
     pub dropped_out: Vec<ClientId>,
-    /// From its opening to its close, in milliseconds.
-    pub duration_ms: u64,
     /// Why it was committed or abandoned.
     pub reason: String,
+}
+
+impl RoundSummary {
+    /// From its opening to its close.
+    #[must_use]
+    pub fn duration(&self) -> Duration {
+        self.opened_at.until(self.closed_at)
+    }
+}
+
+impl Record {
+    /// Whether it must outlive a crash. Who is connected shows anew after one.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        !matches!(self, Self::CheckedIn { .. })
+    }
 }

@@ -1,12 +1,14 @@
 //! What outlives a round: the shell keeps it durable.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use floret_core::seed::Purpose;
-use floret_core::{Adapter, Layout, Round, Version};
+use floret_core::{Adapter, ClientId, Layout, Receipt, Round, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
+use crate::message::RoundSummary;
 
 /// A run between two rounds.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +27,8 @@ pub struct RunState {
     pub totals: Totals,
     /// Set when the run is over.
     pub end: Option<RunEnd>,
+    /// Receipts of the last rounds that closed: a client whose answer was lost asks again.
+    pub receipts: BTreeMap<Round, BTreeMap<ClientId, Receipt>>,
 }
 
 /// Counts over the whole run.
@@ -70,6 +74,26 @@ impl RunState {
             abandoned_in_a_row: 0,
             totals: Totals::default(),
             end: None,
+            receipts: BTreeMap::new(),
         }
+    }
+}
+
+impl RunState {
+    /// Rounds whose receipts are kept.
+    pub const RECEIPT_ROUNDS: usize = 8;
+}
+
+impl Totals {
+    /// Adds what happened in a round that is over.
+    pub(crate) fn add(&mut self, summary: &RoundSummary) {
+        match summary.committed {
+            true => self.rounds_committed += 1,
+            false => self.rounds_abandoned += 1,
+        }
+        self.updates_accepted += summary.accepted.len() as u64;
+        self.updates_refused += summary.refused.len() as u64;
+        self.assignments_declined += summary.declined.len() as u64;
+        self.drop_outs += summary.dropped_out.len() as u64;
     }
 }

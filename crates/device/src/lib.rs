@@ -10,12 +10,15 @@
 //! - [`limits`]: what a device is willing to do, and which plans it declines
 //! - [`pipeline`]: from a trained adapter to an encoded update
 //! - [`session`]: the state machine, one file for each phase
+//! - [`store`]: where what must outlive a crash is kept
 
 pub mod limits;
 pub mod pipeline;
 pub mod session;
+pub mod store;
 pub mod trainer;
 
 pub use limits::{Limits, LocalModel, Refusal};
 pub use session::{Action, Fault, Input, Record, Session};
+pub use store::{NoStore, Store};
 pub use trainer::{Control, Progress, TrainError, Trainer, TrainingOutcome, TrainingTask};

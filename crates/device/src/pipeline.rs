@@ -27,5 +27,6 @@ pub fn encode_update(
     let mut rng = plan.seed.derive(Purpose::Rounding, plan.round, Some(&task.client)).stream();
     let payload = Payload::encode(plan.compression, task.adapter.layout(), &delta, &mut rng)
         .map_err(|error| TrainError::Unsupported(error.to_string()))?;
-    Ok(ClientUpdate { round: plan.round, num_examples: outcome.num_examples, payload })
+    let run = plan.run.clone();
+    Ok(ClientUpdate { run, round: plan.round, num_examples: outcome.num_examples, payload })
 }

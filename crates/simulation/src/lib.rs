@@ -5,14 +5,18 @@
 //!
 //! # Layout
 //!
-//! - [`world`]: the event loop
+//! - [`world`]: the event loop; [`server`] and [`device`]: who lives in it, and goes down and up again
 //! - [`toy`]: a trainer that needs no model
 //! - [`behaviour`]: how devices differ from perfect ones, by seed
 
 pub mod behaviour;
+pub mod device;
+pub mod server;
 pub mod toy;
 pub mod world;
 
 pub use behaviour::Behaviour;
+pub use device::DeviceStore;
+pub use server::Restart;
 pub use toy::ToyTrainer;
 pub use world::{Ending, World, WorldError};

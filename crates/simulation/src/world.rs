@@ -1,37 +1,34 @@
 //! The event loop: whoever is due next acts, in virtual time.
 //!
 //! What a device does and what the coordinator decides is not in here; this file carries inputs
-//! from one to the other, as `client` and `server` do over a network.
+//! from one to the other, as `client` and `server` do over a network, and lets things go wrong on
+//! the way.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use floret_aggregator::{Coordinator, Input as ServerInput, Record, Reply, RoundSummary};
+use floret_aggregator::{Coordinator, Input as ServerInput, NoStore, Reply, RoundSummary, Store};
 use floret_core::seed::Purpose;
-use floret_core::{ClientId, ClientUpdate, Round, Seed, Time};
+use floret_core::{ClientId, ClientUpdate, Payload, Round, Seed, SignedReceipt, SigningKey, Time};
 use floret_device::session::RunEnd;
 use floret_device::{Action, Control, Input, Session, TrainError, Trainer, TrainingTask};
 
 use crate::behaviour::{Behaviour, Draws};
+use crate::device::{Device, DeviceStore};
+use crate::server::{Restart, Server, Unanswered};
 
 /// One aggregator, its devices and what trains them.
-#[derive(Debug)]
-pub struct World<T> {
-    coordinator: Coordinator,
+pub struct World<T, S = NoStore> {
+    server: Server<S>,
     devices: Vec<Device>,
     trainer: T,
     now: Time,
     /// When each device acts next: (time, index), the earliest first.
     agenda: BinaryHeap<Reverse<(Time, usize)>>,
-    rounds: Vec<RoundSummary>,
-}
-
-#[derive(Debug)]
-struct Device {
-    session: Session,
-    draws: Draws,
+    /// Signs receipts.
+    key: SigningKey,
 }
 
 /// How a simulated run ended.
@@ -41,6 +38,8 @@ pub struct Ending {
     pub coordinator: Coordinator,
     /// What happened in each round.
     pub rounds: Vec<RoundSummary>,
+    /// How often the server went down.
+    pub crashes: u32,
     /// Virtual time that passed.
     pub duration: Duration,
 }
@@ -71,16 +70,52 @@ impl<T: Trainer> World<T> {
         behaviour: Behaviour,
         seed: &Seed,
     ) -> Self {
-        let device = |session: Session| {
+        let server = Server::new(coordinator, NoStore, None);
+        let devices = sessions.into_iter().map(|session| (session, DeviceStore::none()));
+        Self::populated(server, devices.collect(), trainer, behaviour, seed)
+    }
+}
+
+impl<T: Trainer, S: Store> World<T, S> {
+    /// A world whose server and devices keep what must outlive a crash. When a store fails, its owner
+    /// goes down and comes up again: the server by `restart`, a device by its own store's.
+    #[must_use]
+    pub fn durable(
+        mut restart: Restart<S>,
+        devices: Vec<(Session, DeviceStore)>,
+        trainer: T,
+        behaviour: Behaviour,
+        seed: &Seed,
+    ) -> Self {
+        let (coordinator, store) = restart(Time::default());
+        let server = Server::new(coordinator, store, Some(restart));
+        Self::populated(server, devices, trainer, behaviour, seed)
+    }
+
+    fn populated(
+        server: Server<S>,
+        devices: Vec<(Session, DeviceStore)>,
+        trainer: T,
+        behaviour: Behaviour,
+        seed: &Seed,
+    ) -> Self {
+        let device = |(session, store): (Session, DeviceStore)| {
             let seed = seed.derive(Purpose::RetryJitter, Round(0), Some(session.client()));
-            Device { session, draws: Draws::new(behaviour, &seed) }
+            Device::new(session, store, Draws::new(behaviour, &seed))
         };
-        let mut devices: Vec<Device> = sessions.into_iter().map(device).collect();
+        let mut devices: Vec<Device> = devices.into_iter().map(device).collect();
         let arrival = |(index, device): (usize, &mut Device)| {
             Reverse((Time::default().after(device.draws.latency()), index))
         };
         let agenda = devices.iter_mut().enumerate().map(arrival).collect();
-        Self { coordinator, devices, trainer, now: Time::default(), agenda, rounds: Vec::new() }
+        let key = SigningKey::from_secret(&[0; 32]);
+        Self { server, devices, trainer, now: Time::default(), agenda, key }
+    }
+
+    /// Signs receipts with `key`.
+    #[must_use]
+    pub fn signed_with(self, key: SigningKey) -> Self {
+        Self { key, ..self }
     }
 
     /// Runs until every device has heard that the run is over, for at most `limit` of virtual time.
@@ -90,8 +125,7 @@ impl<T: Trainer> World<T> {
     pub fn run(mut self, limit: Duration) -> Result<Ending, WorldError> {
         let end = Time::default().after(limit);
         while let Some(Reverse((due, index))) = self.agenda.pop() {
-            self.timeouts_until(due);
-            self.now = self.now.max(due);
+            self.now = self.server.pass_time(self.now, due).max(due);
             if self.now > end {
                 return Err(WorldError::TooLong(limit));
             }
@@ -101,35 +135,42 @@ impl<T: Trainer> World<T> {
                 self.agenda.push(Reverse((next, index)));
             }
         }
-        let duration = Time::default().until(self.now);
-        Ok(Ending { coordinator: self.coordinator, rounds: self.rounds, duration })
+        Ok(Ending {
+            coordinator: self.server.coordinator,
+            rounds: self.server.rounds,
+            crashes: self.server.crashes,
+            duration: Time::default().until(self.now),
+        })
     }
 
     /// Lets a device do one thing; gives how long that takes it, or none once it has stopped.
     fn act(&mut self, index: usize) -> Result<Option<Duration>, WorldError> {
         let now = self.now;
         let device = &mut self.devices[index];
-        for record in device.session.handle_timeout(now) {
-            device.session.apply(record);
+        if device.draws.crashes() {
+            device.crash();
         }
+        device.pass_time(now);
         let client = device.session.client().clone();
         let latency = device.draws.latency();
-        match device.session.next_action(now) {
+        match device.next_action(now) {
             Action::Stop(_) => return Ok(None),
             Action::Wait(rest) => return Ok(Some(rest)),
             Action::CheckIn => {
-                let reply = self.tell(&client, ServerInput::CheckIn);
+                let reply = self.tell(index, &client, ServerInput::CheckIn);
                 return Ok(Some(self.checked_in(index, reply, latency)));
             }
             Action::Fetch { .. } => {
-                let adapter = self.coordinator.state().adapter.clone();
+                let adapter = self.server.coordinator.state().adapter.clone();
                 self.bring_back(index, Input::Fetched(adapter));
             }
             Action::Train(task) => return self.train(index, &task).map(Some),
             Action::Report(update) => self.report(index, &client, &update),
             Action::Decline { round, reason } => {
-                let _ = self.tell(&client, ServerInput::Decline { round, reason });
-                self.bring_back(index, Input::DeclineNoted);
+                let told = self.tell(index, &client, ServerInput::Decline { round, reason });
+                if !matches!(told, Err(Unanswered::Lost)) {
+                    self.bring_back(index, Input::DeclineNoted);
+                }
             }
         }
         Ok(Some(latency))
@@ -138,7 +179,7 @@ impl<T: Trainer> World<T> {
     fn checked_in(
         &mut self,
         index: usize,
-        reply: Result<Reply, String>,
+        reply: Result<Reply, Unanswered>,
         latency: Duration,
     ) -> Duration {
         let input = match reply {
@@ -177,13 +218,31 @@ impl<T: Trainer> World<T> {
         Ok(self.devices[index].draws.training())
     }
 
+    /// Sends a report. What does not arrive whole, or has no answer, is sent again.
     fn report(&mut self, index: usize, client: &ClientId, update: &ClientUpdate) {
         let payload_digest = update.payload.digest();
-        let report = ServerInput::Report { update: update.clone(), payload_digest };
-        let input = match self.tell(client, report) {
-            Ok(Reply::Accepted(receipt)) => Input::Acknowledged(receipt),
+        let fate = self.devices[index].draws.fate();
+        let mut sent = update.clone();
+        if fate.truncated {
+            let bytes = update.payload.bytes();
+            sent.payload = Payload::from_bytes(bytes[..bytes.len() / 2].to_vec());
+        }
+        let report = || ServerInput::Report { update: sent.clone(), payload_digest };
+        let mut told = self.server.tell(self.now, client, report());
+        if fate.duplicated {
+            told = self.server.tell(self.now, client, report());
+        }
+        self.now = self.server.pass_time(self.now, self.now);
+        let input = match told {
+            _ if fate.lost_answer => return,
+            Err(Unanswered::Lost) => return,
+            Err(Unanswered::Rejected(rejection)) if rejection.code() == "wrong-digest" => return,
+            Ok(Reply::Accepted(receipt)) => {
+                let signature = receipt.sign(&update.run, client, &self.key);
+                Input::Acknowledged(SignedReceipt { receipt, signature })
+            }
             Ok(_) => Input::ReportRefused("no receipt came".to_owned()),
-            Err(reason) => Input::ReportRefused(reason),
+            Err(Unanswered::Rejected(rejection)) => Input::ReportRefused(rejection.to_string()),
         };
         self.bring_back(index, input);
     }
@@ -191,37 +250,26 @@ impl<T: Trainer> World<T> {
     /// Gives a device an input. One that does not fit (an adapter that the round has left behind)
     /// changes nothing: the device tries again until its deadline.
     fn bring_back(&mut self, index: usize, input: Input) {
-        let session = &mut self.devices[index].session;
-        for record in session.handle(self.now, input).unwrap_or_default() {
-            session.apply(record);
-        }
+        self.devices[index].bring_back(self.now, input);
     }
 
-    /// Tells the coordinator something: decide, apply, then answer.
-    fn tell(&mut self, client: &ClientId, input: ServerInput) -> Result<Reply, String> {
-        let step = self.coordinator.handle(self.now, client, input);
-        self.apply(step.records);
-        self.timeouts_until(self.now);
-        step.reply.map_err(|rejection| rejection.to_string())
-    }
-
-    /// Lets the coordinator's timeouts up to `until` happen, each at its own time.
-    fn timeouts_until(&mut self, until: Time) {
-        while let Some(due) = self.coordinator.poll_timeout(self.now).filter(|due| *due <= until) {
-            self.now = self.now.max(due);
-            let records = self.coordinator.handle_timeout(self.now);
-            self.apply(records);
+    /// Calls the server, whose answer may be lost and who may be asked twice.
+    fn tell(
+        &mut self,
+        index: usize,
+        client: &ClientId,
+        input: ServerInput,
+    ) -> Result<Reply, Unanswered> {
+        let fate = self.devices[index].draws.fate();
+        let again = match &input {
+            ServerInput::CheckIn if fate.duplicated => Some(ServerInput::CheckIn),
+            _ => None,
+        };
+        let mut reply = self.server.tell(self.now, client, input);
+        if let Some(again) = again {
+            reply = self.server.tell(self.now, client, again);
         }
-    }
-
-    fn apply(&mut self, records: Vec<Record>) {
-        for record in records {
-            if let Record::RoundCommitted { summary, .. } | Record::RoundAbandoned { summary } =
-                &record
-            {
-                self.rounds.push(summary.clone());
-            }
-            self.coordinator.apply(record);
-        }
+        self.now = self.server.pass_time(self.now, self.now);
+        if fate.lost_answer { Err(Unanswered::Lost) } else { reply }
     }
 }

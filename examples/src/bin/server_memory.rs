@@ -25,7 +25,6 @@ use floret_server::model_dir::BaseModel;
 use floret_server::{Enrolment, Home, Server, ServerSection};
 use rand_chacha::rand_core::Rng;
 use serde::Serialize;
-use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -189,8 +188,9 @@ async fn take_part(
         let delta: Vec<f32> =
             (0..layout.len()).map(|_| uniform_f32(stream.next_u32()) - 0.5).collect();
         let payload = Payload::encode(Compression::Int8, &layout, &delta, &mut stream)?;
-        let update = ClientUpdate { round: plan.round, num_examples: 7, payload };
-        connection.report(&update, Duration::from_secs(300)).await?;
+        let update =
+            ClientUpdate { run: plan.run.clone(), round: plan.round, num_examples: 7, payload };
+        connection.report(&update).await?;
         reported = Some(plan.round);
     }
 }

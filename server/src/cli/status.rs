@@ -66,7 +66,7 @@ fn from_disk(saved: &SavedRun, rounds: u32) -> Value {
         "rounds": rounds,
         "round": saved.round,
         "version": saved.version,
-        "adapter_digest": saved.adapters.get(&saved.version),
+        "adapter_digest": saved.adapters.get(&saved.version).map(|kept| kept.adapter),
         "abandoned_in_a_row": saved.abandoned_in_a_row,
         "totals": saved.totals,
         "end": saved.end,

@@ -31,7 +31,14 @@ impl Default for Config {
 impl Default for RunSection {
     fn default() -> Self {
         let name = "run".parse().unwrap_or_else(|_| unreachable!("`run` is a valid name"));
-        Self { name, rounds: 10, max_abandoned: 5, compression: Compression::Int8, seed: None }
+        Self {
+            name,
+            rounds: 10,
+            max_abandoned: 5,
+            compression: Compression::Int8,
+            retain_updates_rounds: 0,
+            seed: None,
+        }
     }
 }
 

@@ -90,6 +90,7 @@ fn rejection_code(rejection: &Rejection) -> Code {
         Rejection::UnknownRound { .. } | Rejection::OutOfRound { .. } | Rejection::RunEnded => {
             Code::FailedPrecondition
         }
+        Rejection::OtherRun(_) => Code::FailedPrecondition,
         Rejection::NotInCohort(_) => Code::PermissionDenied,
         Rejection::DifferentReport(_) => Code::AlreadyExists,
         Rejection::WrongDigest { .. } => Code::DataLoss,

@@ -1,150 +1,289 @@
-use floret_core::{LoraConfig, ModelConfig, Seed};
+use floret_aggregator::config::{Aggregation, CohortConfig};
+use floret_aggregator::{RunEnd, Store as _, Totals, ledger};
+use floret_core::base::BaseDigests;
+use floret_core::payload::Compression;
+use floret_core::plan::TrainingConfig;
+use floret_core::{Digest, LoraConfig, ModelConfig, Payload, Seed, SigningKey};
+use floret_store::{Folder, ReadFolder, SimulatedDisk};
 
 use super::*;
 
-fn identity() -> Identity {
+fn options() -> StoreOptions {
     let model = ModelConfig::from_json(
         r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "vocab_size": 16,
             "num_hidden_layers": 1, "num_attention_heads": 2}"#,
     );
     let lora = LoraConfig { rank: 2, ..LoraConfig::default() };
+    let layout = Arc::new(Layout::new(&model.unwrap(), &lora).unwrap());
     let digest = Digest::of(b"base");
-    Identity {
+    let settings = Settings {
         run: "test".parse().unwrap(),
+        rounds: 3,
         base: BaseDigests { base: digest, tokenizer: digest },
-        layout: Arc::new(Layout::new(&model.unwrap(), &lora).unwrap()),
+        layout: layout.digest(),
         lora,
-    }
+        training: TrainingConfig::default(),
+        compression: Compression::None,
+        cohort: CohortConfig::default(),
+        aggregation: Aggregation::default(),
+    };
+    StoreOptions { settings, layout, keep_versions: 2, retain_updates_rounds: 0 }
 }
 
 fn state(version: u64) -> RunState {
-    let layout = identity().layout;
+    let layout = options().layout;
     RunState {
         version: Version(version),
-        round: Round(7),
+        round: Round(version as u32),
         momentum: vec![version as f32; layout.len()],
         adapter: Adapter::init(layout, &Seed::from_number(version)),
-        abandoned_in_a_row: 2,
+        abandoned_in_a_row: 0,
         totals: Totals { rounds_committed: version, ..Totals::default() },
         end: None,
+        receipts: BTreeMap::new(),
     }
 }
 
-fn open(dir: &Path) -> Result<(Store, Option<RunState>), StoreError> {
-    Store::open(dir, identity(), 2)
+fn scribe() -> Arc<Scribe> {
+    Arc::new(Scribe::new(SigningKey::from_secret(&[8; 32])))
 }
 
-fn saved(versions: &[u64]) -> tempfile::TempDir {
+fn open_with(disk: impl Disk, options: StoreOptions) -> Result<RunStore, StoreError> {
+    RunStore::open(Arc::new(disk), options, scribe())
+}
+
+fn open(disk: impl Disk) -> RunStore {
+    open_with(disk, options()).unwrap()
+}
+
+fn summary(round: u32) -> RoundSummary {
+    let before = Version(u64::from(round) - 1);
+    RoundSummary {
+        round: Round(round),
+        committed: true,
+        base_version: before,
+        adapter_before: state(before.0).adapter.digest(),
+        opened_at: Time(1),
+        closed_at: Time(2),
+        selected: Vec::new(),
+        accepted: Vec::new(),
+        weight: 0,
+        refused: Vec::new(),
+        declined: Vec::new(),
+        dropped_out: Vec::new(),
+        reason: "all came".into(),
+    }
+}
+
+fn committed(round: u32) -> Record {
+    let RunState { adapter, momentum, .. } = state(round.into());
+    Record::RoundCommitted { summary: summary(round), adapter, momentum }
+}
+
+fn opened(round: u32) -> Record {
+    Record::RoundOpened { round: Round(round), cohort: vec![client("a")], at: Time(5) }
+}
+
+fn client(name: &str) -> ClientId {
+    name.parse().unwrap()
+}
+
+fn accepted(name: &str, round: u32) -> Record {
+    let layout = options().layout;
+    let values = vec![0.25; layout.len()];
+    let mut rng = Seed::from_number(0).stream();
+    let payload = Payload::encode(Compression::None, &layout, &values, &mut rng).unwrap();
+    let receipt = Receipt {
+        round: Round(round),
+        payload_digest: payload.digest(),
+        payload_bytes: payload.bytes().len() as u64,
+        num_examples: 3,
+        weight: 3,
+    };
+    let update = Admitted::new(payload, &layout, 10.0).unwrap();
+    Record::Accepted { client: client(name), receipt, update }
+}
+
+/// A folder with a run of which `rounds` rounds were committed.
+fn saved(rounds: u32) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let (mut store, none) = open(dir.path()).unwrap();
-    assert!(none.is_none());
-    versions.iter().for_each(|version| store.save(&state(*version)).unwrap());
+    let mut store = open(Folder::hold(dir.path()).unwrap());
+    assert!(store.load().unwrap().is_none());
+    store.adopt_settings(&state(0), Time(1)).unwrap();
+    for round in 1..=rounds {
+        store.commit(&[opened(round)], &state(u64::from(round) - 1)).unwrap();
+        store.commit(&[committed(round)], &state(round.into())).unwrap();
+    }
+    store.saved().unwrap().publish(dir.path()).unwrap();
     dir
 }
 
+fn replayed(store: &mut RunStore) -> Vec<Record> {
+    let mut records = Vec::new();
+    store.replay(&mut |record| records.push(record)).unwrap();
+    records
+}
+
 #[test]
-fn what_is_saved_is_loaded() {
-    let dir = saved(&[0]);
-    let (mut store, loaded) = open(dir.path()).unwrap();
-    assert_eq!(loaded.unwrap(), state(0));
-    // The next round opens: the number is durable, the adapter is not written again.
-    let opened = RunState { round: Round(8), ..state(0) };
-    store.save(&opened).unwrap();
-    let end = RunEnd { completed: true, version: Version(1), message: "done".into() };
-    let ended = RunState { end: Some(end), ..state(1) };
+fn what_is_committed_is_loaded() {
+    let dir = saved(1);
+    let mut store = open(Folder::hold(dir.path()).unwrap());
+    assert_eq!(store.load().unwrap().unwrap(), state(1));
+    let end = RunEnd { completed: true, version: Version(2), message: "done".into() };
+    let ended = RunState { end: Some(end.clone()), ..state(2) };
+    store.commit(&[opened(2), committed(2), Record::RunEnded(end)], &ended).unwrap();
     drop(store);
-    let (mut store, loaded) = open(dir.path()).unwrap();
-    assert_eq!(loaded.unwrap(), opened);
-    store.save(&ended).unwrap();
+    let mut store = open(Folder::hold(dir.path()).unwrap());
+    assert_eq!(store.load().unwrap().unwrap(), ended);
+    assert!(replayed(&mut store).is_empty());
+}
+
+#[test]
+fn an_open_round_is_replayed_in_order_and_goes_on() {
+    let dir = saved(0);
+    let records = [
+        opened(1),
+        accepted("b", 1),
+        Record::Refused { client: client("c"), code: "not-finite".into(), reason: "NaN".into() },
+        Record::Declined { client: client("d"), reason: "battery".into() },
+        accepted("a", 1),
+    ];
+    let mut store = open(Folder::hold(dir.path()).unwrap());
+    store.commit(&records[..2], &state(0)).unwrap();
+    store.commit(&records[2..4], &state(0)).unwrap();
     drop(store);
-    assert_eq!(open(dir.path()).unwrap().1.unwrap(), ended);
+    let mut store = open(Folder::hold(dir.path()).unwrap());
+    let debug = |records: &[Record]| format!("{records:?}");
+    assert_eq!(debug(&replayed(&mut store)), debug(&records[..4]));
+    store.commit(&records[4..], &state(0)).unwrap();
+    drop(store);
+    let mut store = open(Folder::hold(dir.path()).unwrap());
+    let again = replayed(&mut store);
+    assert_eq!(debug(&again), debug(&records));
+    let (Record::Accepted { update: x, .. }, Record::Accepted { update: y, .. }) =
+        (&again[4], &records[4])
+    else {
+        panic!("not updates")
+    };
+    assert_eq!(x, y);
+    // Once the round is over, its updates are gone.
+    store.commit(&[committed(1)], &state(1)).unwrap();
+    assert!(ReadFolder::new(dir.path()).list(UPDATES).unwrap().is_empty());
 }
 
 #[test]
 fn old_versions_are_removed_and_kept_ones_can_be_read() {
-    let dir = saved(&[0, 1, 2, 3]);
+    let dir = saved(3);
     let run = SavedRun::read(dir.path()).unwrap().unwrap();
     assert_eq!(run.adapters.keys().copied().collect::<Vec<_>>(), [Version(2), Version(3)]);
-    assert_eq!(fs::read_dir(dir.path().join("adapters")).unwrap().count(), 3);
-    let layout = identity().layout;
-    let adapter = run.adapter(dir.path(), &layout, Some(Version(2))).unwrap();
-    assert_eq!(adapter, state(2).adapter);
-    let error = run.adapter(dir.path(), &layout, Some(Version(1))).unwrap_err().to_string();
+    let disk = ReadFolder::new(dir.path());
+    assert_eq!(disk.list(ADAPTERS).unwrap().len(), 4);
+    let layout = options().layout;
+    assert_eq!(run.adapter(&disk, &layout, Some(Version(2))).unwrap(), state(2).adapter);
+    let error = run.adapter(&disk, &layout, Some(Version(1))).unwrap_err().to_string();
     assert!(error.contains("version 1 is not kept: choose one of 2, 3"), "{error}");
 }
 
 #[test]
-fn a_crash_before_the_manifest_leaves_the_old_state() {
-    let dir = saved(&[0]);
-    // Version 1 was being written: one file whole, one in part, run.json still the old one.
-    values::write(&adapter_path(dir.path(), Version(1)), state(1).adapter.values()).unwrap();
-    fs::write(momentum_path(dir.path(), Version(1)), [1, 2, 3]).unwrap();
-    fs::write(dir.path().join(".run.json.new"), "{\"form").unwrap();
-    let (mut store, loaded) = open(dir.path()).unwrap();
-    assert_eq!(loaded.unwrap(), state(0));
-    store.save(&state(1)).unwrap();
-    drop(store);
-    assert_eq!(open(dir.path()).unwrap().1.unwrap(), state(1));
+fn updates_are_retained_for_as_many_rounds_as_asked() {
+    let disk = SimulatedDisk::default();
+    let options = StoreOptions { retain_updates_rounds: 2, ..options() };
+    let mut store = open_with(disk.clone(), options).unwrap();
+    store.adopt_settings(&state(0), Time(1)).unwrap();
+    for round in 1..=3 {
+        let before = state(u64::from(round) - 1);
+        store.commit(&[opened(round), accepted("a", round)], &before).unwrap();
+        store.commit(&[accepted("b", round), committed(round)], &state(round.into())).unwrap();
+    }
+    let mut kept = disk.list(UPDATES).unwrap();
+    kept.sort();
+    assert_eq!(kept, [2, 3].map(|round| updates::file(Round(round))));
+    let mut digests = Vec::new();
+    updates::read_all(&disk, Round(3), |payload| digests.push(payload.digest())).unwrap();
+    assert_eq!(digests.len(), 2);
 }
 
 #[test]
-fn damage_is_named_and_nothing_is_overwritten() {
-    type Damage = fn(&Path);
-    let damages: [(Damage, &str); 5] = [
-        (|dir| fs::write(dir.join(MANIFEST), "{}").unwrap(), "run.json: missing field"),
-        (|dir| fs::remove_file(adapter_path(dir, Version(1))).unwrap(), "it is missing"),
-        (|dir| fs::write(adapter_path(dir, Version(1)), [0; 5]).unwrap(), "it has 5 bytes"),
+fn damage_is_named() {
+    type Damage = fn(&std::path::Path);
+    let adapter = |dir: &std::path::Path| dir.join(ADAPTERS).join(adapter_file(Version(1)));
+    let damages: [(Damage, &str); 3] = [
+        (|dir| std::fs::remove_file(dir.join("adapters/adapter-00000001.f32")).unwrap(), "missing"),
         (
-            |dir| {
-                let path = momentum_path(dir, Version(1));
-                let mut bytes = fs::read(&path).unwrap();
-                bytes[9] ^= 1;
-                fs::write(path, bytes).unwrap();
-            },
-            "momentum-00000001.f32: its bytes are not those that were written",
+            |dir| std::fs::write(dir.join("adapters/adapter-00000001.f32"), [0; 5]).unwrap(),
+            "it has 5 bytes",
         ),
         (
             |dir| {
-                let path = dir.join(MANIFEST);
-                let text = fs::read_to_string(&path).unwrap();
-                fs::write(path, text.replace("\"format\": 1", "\"format\": 9")).unwrap();
+                let path = dir.join("adapters/momentum-00000001.f32");
+                let mut bytes = std::fs::read(&path).unwrap();
+                bytes[9] ^= 1;
+                std::fs::write(path, bytes).unwrap();
             },
-            "format 9",
+            "momentum-00000001.f32 of the run's state: its bytes are not those that were written",
         ),
     ];
     for (damage, word) in damages {
-        let dir = saved(&[0, 1]);
+        let dir = saved(1);
+        assert!(adapter(dir.path()).exists());
         damage(dir.path());
-        let before = fs::read(dir.path().join(MANIFEST)).unwrap();
-        let error = open(dir.path()).unwrap_err().to_string();
+        let mut store = open(Folder::hold(dir.path()).unwrap());
+        let error = store.load().unwrap_err().to_string();
         assert!(error.contains(word) && error.contains("restore"), "{error}");
-        assert_eq!(fs::read(dir.path().join(MANIFEST)).unwrap(), before);
     }
+    let dir = saved(1);
+    std::fs::write(dir.path().join("run.redb"), b"not a database at all, and longer").unwrap();
+    let held = Folder::hold(dir.path()).unwrap();
+    let error = open_with(held, options()).unwrap_err().to_string();
+    assert!(error.contains("run.redb"), "{error}");
+    let dir = saved(2);
+    std::fs::write(dir.path().join(LEDGER), b"").unwrap();
+    let held = Folder::hold(dir.path()).unwrap();
+    let error = open_with(held, options()).unwrap_err().to_string();
+    assert!(error.contains("ledger.jsonl") && error.contains("restore"), "{error}");
 }
 
 #[test]
 fn state_of_another_run_is_refused() {
-    let dir = saved(&[0]);
-    type Change = fn(&mut Identity);
-    let changes: [(Change, &str); 3] = [
-        (|identity| identity.run = "other".parse().unwrap(), "another name (test)"),
-        (|identity| identity.base.base = Digest::of(b"x"), "another base model"),
-        (|identity| identity.base.tokenizer = Digest::of(b"x"), "another tokenizer"),
+    let dir = saved(0);
+    type Change = fn(&mut Settings);
+    let changes: [(Change, &str); 4] = [
+        (|settings| settings.run = "other".parse().unwrap(), "another name (test)"),
+        (|settings| settings.base.base = Digest::of(b"x"), "another base model"),
+        (|settings| settings.base.tokenizer = Digest::of(b"x"), "another tokenizer"),
+        (|settings| settings.lora.alpha = 99.0, "another set of LoRA settings"),
     ];
     for (change, word) in changes {
-        let mut other = identity();
-        change(&mut other);
-        let error = Store::open(dir.path(), other, 2).unwrap_err().to_string();
+        let mut other = options();
+        change(&mut other.settings);
+        let held = Folder::hold(dir.path()).unwrap();
+        let error = open_with(held, other).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
+    // The format before had no database.
+    let old = r#"{"format": 1, "run": "test"}"#;
+    std::fs::write(dir.path().join("run.json"), old).unwrap();
+    let error = SavedRun::read(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("format 1 is not 2"), "{error}");
 }
 
 #[test]
-fn two_servers_cannot_share_a_directory() {
-    let dir = saved(&[0]);
-    let held = open(dir.path()).unwrap();
-    let error = open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("in use by another floret-server"), "{error}");
-    drop(held);
-    open(dir.path()).unwrap();
+fn new_settings_are_stated_in_the_ledger_once() {
+    let disk = SimulatedDisk::default();
+    let mut store = open(disk.clone());
+    store.adopt_settings(&state(0), Time(1)).unwrap();
+    store.adopt_settings(&state(0), Time(2)).unwrap();
+    drop(store);
+    let mut changed = options();
+    changed.settings.rounds = 9;
+    let mut store = open_with(disk.clone(), changed).unwrap();
+    assert!(store.settings_changed());
+    store.adopt_settings(&state(0), Time(3)).unwrap();
+    assert!(!store.settings_changed());
+    let file = disk.open(LEDGER).unwrap();
+    let mut text = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
+    file.read(0, &mut text).unwrap();
+    let (entries, head) = ledger::verify(&text, &scribe().public()).unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.at).collect::<Vec<_>>(), [Time(1), Time(3)]);
+    assert_eq!(store.saved().unwrap().ledger, head);
 }

@@ -156,7 +156,13 @@ pub async fn fetch(client: &mut Client, version: u64) -> Result<Vec<u8>, Status>
 pub fn header(round: u32, payload: &[u8]) -> v1::ReportChunk {
     let payload_digest = Digest::of(payload).0.to_vec();
     let payload_bytes = payload.len() as u64;
-    let header = v1::ReportHeader { round, num_examples: 7, payload_bytes, payload_digest };
+    let header = v1::ReportHeader {
+        round,
+        num_examples: 7,
+        payload_bytes,
+        payload_digest,
+        run: "run".to_owned(),
+    };
     v1::ReportChunk { part: Some(Part::Header(header)) }
 }
 

@@ -4,7 +4,7 @@ use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule;
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
-use floret_core::{LoraConfig, ModelConfig, Payload, Seed, Version};
+use floret_core::{LoraConfig, ModelConfig, Payload, Receipt, Seed, Version};
 
 use super::*;
 use crate::config::{Aggregation, CohortConfig, Timing};
@@ -59,13 +59,15 @@ pub(crate) fn config() -> RunConfig {
 struct Run {
     coordinator: Coordinator,
     now: Time,
+    /// What a store would keep.
+    records: Vec<Record>,
 }
 
 impl Run {
     fn new(config: RunConfig) -> Self {
         let state = RunState::first(&config, layout());
         let coordinator = Coordinator::new(config, layout(), state).unwrap();
-        Self { coordinator, now: Time(1_000) }
+        Self { coordinator, now: Time(1_000), records: Vec::new() }
     }
 
     /// A run of three clients, a, b and c, whose first round is open.
@@ -81,7 +83,7 @@ impl Run {
     fn send(&mut self, client: &str, input: Input) -> Result<Reply, Rejection> {
         let client = client.parse().unwrap();
         let step = self.coordinator.handle(self.now, &client, input);
-        step.records.into_iter().for_each(|record| self.coordinator.apply(record));
+        self.apply(step.records);
         self.tick();
         step.reply
     }
@@ -90,7 +92,14 @@ impl Run {
         while self.coordinator.poll_timeout(self.now).is_some_and(|due| due <= self.now) {
             let records = self.coordinator.handle_timeout(self.now);
             assert!(!records.is_empty(), "a timeout that is due must do something");
-            records.into_iter().for_each(|record| self.coordinator.apply(record));
+            self.apply(records);
+        }
+    }
+
+    fn apply(&mut self, records: Vec<Record>) {
+        for record in records {
+            self.coordinator.apply(&record);
+            self.records.extend(record.is_durable().then_some(record));
         }
     }
 
@@ -114,7 +123,8 @@ impl Run {
 
     fn report(&mut self, client: &str, round: u32, payload: Payload) -> Result<Reply, Rejection> {
         let payload_digest = payload.digest();
-        let update = ClientUpdate { round: Round(round), num_examples: 4, payload };
+        let update =
+            ClientUpdate { run: config().run, round: Round(round), num_examples: 4, payload };
         self.send(client, Input::Report { update, payload_digest })
     }
 
@@ -196,11 +206,18 @@ fn other_refusals_leave_the_client_in_the_round() {
     let mut run = Run::open();
     assert_eq!(code(run.report("z", 1, small())), "not-in-cohort");
     assert_eq!(code(run.report("a", 7, small())), "unknown-round");
-    let update = ClientUpdate { round: Round(1), num_examples: 4, payload: small() };
+    let update =
+        ClientUpdate { run: config().run, round: Round(1), num_examples: 4, payload: small() };
     let payload_digest = Digest::of(b"other");
     assert_eq!(code(run.send("a", Input::Report { update, payload_digest })), "wrong-digest");
+    let run_of = |name: &str| name.parse().unwrap();
+    let update =
+        ClientUpdate { run: run_of("other"), round: Round(1), num_examples: 4, payload: small() };
+    let payload_digest = small().digest();
+    assert_eq!(code(run.send("a", Input::Report { update, payload_digest })), "other-run");
     run.report("a", 1, small()).unwrap();
-    let update = ClientUpdate { round: Round(1), num_examples: 0, payload: small() };
+    let update =
+        ClientUpdate { run: config().run, round: Round(1), num_examples: 0, payload: small() };
     let payload_digest = small().digest();
     assert_eq!(code(run.send("b", Input::Report { update, payload_digest })), "zero-examples");
 }
@@ -210,7 +227,12 @@ fn repeats_get_the_same_answer_and_different_reports_are_refused() {
     let mut run = Run::open();
     let first = run.report("a", 1, small()).unwrap();
     // Other bytes under the first one's digest are no repeat.
-    let update = ClientUpdate { round: Round(1), num_examples: 4, payload: payload(|_| 0.5) };
+    let update = ClientUpdate {
+        run: config().run,
+        round: Round(1),
+        num_examples: 4,
+        payload: payload(|_| 0.5),
+    };
     let payload_digest = small().digest();
     assert_eq!(code(run.send("a", Input::Report { update, payload_digest })), "wrong-digest");
     assert_eq!(run.report("a", 1, small()).unwrap(), first);
@@ -228,7 +250,12 @@ fn repeats_get_the_same_answer_and_different_reports_are_refused() {
 fn weights_are_capped() {
     let mut run = Run::open();
     let payload_digest = small().digest();
-    let update = ClientUpdate { round: Round(1), num_examples: u32::MAX, payload: small() };
+    let update = ClientUpdate {
+        run: config().run,
+        round: Round(1),
+        num_examples: u32::MAX,
+        payload: small(),
+    };
     let reply = run.send("a", Input::Report { update, payload_digest }).unwrap();
     assert!(matches!(reply, Reply::Accepted(Receipt { weight: 10, .. })));
 }
@@ -297,13 +324,41 @@ fn clients_that_went_away_are_not_chosen() {
     assert_eq!(run.status().phase, "training");
 }
 
+/// A run that was restarted with what a store would have kept.
+fn restarted(run: &Run, first: &RunState, now: Time) -> Run {
+    let coordinator = Coordinator::new(config(), layout(), first.clone()).unwrap();
+    let mut restarted = Run { coordinator, now, records: run.records.clone() };
+    run.records.iter().for_each(|record| restarted.coordinator.apply(record));
+    restarted
+}
+
 #[test]
-fn a_restart_abandons_the_open_round_and_does_not_reuse_its_number() {
+fn applying_the_same_records_restores_an_open_round() {
     let mut run = Run::open();
-    run.report("a", 1, small()).unwrap();
-    let state = run.coordinator.state().clone();
-    let mut run =
-        Run { coordinator: Coordinator::new(config(), layout(), state).unwrap(), now: Time(0) };
+    let first = RunState::first(&config(), layout());
+    let receipt = run.report("a", 1, small()).unwrap();
+    let mut again = restarted(&run, &first, Time(500_000));
+    assert!(again.coordinator.resume(again.now, None).is_empty());
+    assert_eq!(again.plan("b").report_within, Duration::from_secs(60));
+    assert_eq!(again.report("a", 1, small()).unwrap(), receipt);
+    for run in [&mut run, &mut again] {
+        run.report("c", 1, small()).unwrap();
+        run.report("b", 1, small()).unwrap();
+    }
+    assert_eq!(run.coordinator.state(), again.coordinator.state());
+    // Records that come twice change nothing.
+    let twice = restarted(&again, run.coordinator.state(), again.now);
+    assert_eq!(twice.coordinator.state(), run.coordinator.state());
+}
+
+#[test]
+fn a_round_that_cannot_go_on_after_a_restart_is_abandoned_and_its_number_not_used_again() {
+    let run = Run::open();
+    let mut run = restarted(&run, &RunState::first(&config(), layout()), Time(2_000));
+    let records = run.coordinator.resume(run.now, Some("the settings changed"));
+    let [Record::RoundAbandoned { summary }] = &records[..] else { panic!("{records:?}") };
+    assert!(summary.reason == "the settings changed" && summary.dropped_out.len() == 3);
+    records.iter().for_each(|record| run.coordinator.apply(record));
     assert_eq!(code(run.report("b", 1, small())), "unknown-round");
     run.gather();
     assert_eq!(run.plan("a").round, Round(2));

@@ -1,10 +1,11 @@
 //! Training: a cohort is at work, and its updates are folded as they come.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time, Version};
 
-use crate::clipped::ClippedDelta;
+use crate::clipped::Admitted;
 use crate::combine::WeightedMean;
 use crate::config::RunConfig;
 use crate::message::{Record, Rejection, Reply, RoundSummary, Step};
@@ -12,11 +13,20 @@ use crate::message::{Record, Rejection, Reply, RoundSummary, Step};
 #[derive(Debug)]
 pub(crate) struct Training {
     pub(crate) round: Round,
-    base_version: Version,
-    pub(crate) opened_at: Time,
+    opened_at: Time,
     pub(crate) closes_at: Time,
     cohort: BTreeMap<ClientId, Member>,
+    tally: Tally,
     mean: WeightedMean,
+}
+
+/// How many members are in which state.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tally {
+    pub(crate) awaited: usize,
+    pub(crate) accepted: usize,
+    pub(crate) refused: usize,
+    pub(crate) declined: usize,
 }
 
 /// What is known of a cohort's member.
@@ -43,18 +53,22 @@ impl Training {
         config: &RunConfig,
         layout: &Layout,
         round: Round,
-        base_version: Version,
-        cohort: Vec<ClientId>,
+        cohort: &[ClientId],
         at: Time,
     ) -> Self {
         Self {
             round,
-            base_version,
             opened_at: at,
             closes_at: at.after(config.timing.report_deadline),
-            cohort: cohort.into_iter().map(|client| (client, Member::Assigned)).collect(),
+            tally: Tally { awaited: cohort.len(), ..Tally::default() },
+            cohort: cohort.iter().map(|client| (client.clone(), Member::Assigned)).collect(),
             mean: WeightedMean::new(layout.len()),
         }
+    }
+
+    /// The round goes on after a restart at `now`: its devices get the whole time again.
+    pub(crate) fn resume(&mut self, now: Time, report_deadline: Duration) {
+        self.closes_at = now.after(report_deadline);
     }
 
     /// Whether `client` still owes an update.
@@ -69,7 +83,7 @@ impl Training {
         config: &RunConfig,
         layout: &Layout,
         client: &ClientId,
-        update: &ClientUpdate,
+        update: ClientUpdate,
         payload_digest: Digest,
     ) -> Step {
         let answer = |reply| Step { records: Vec::new(), reply };
@@ -84,17 +98,26 @@ impl Training {
             }
             Some(Member::Assigned) => {}
         }
+        let (payload_bytes, num_examples) =
+            (update.payload.bytes().len() as u64, update.num_examples);
         match admit(config, layout, update) {
-            Ok(delta) => {
-                let weight = update.num_examples.min(config.aggregation.max_examples);
-                let receipt = Receipt { round: self.round, payload_digest, weight };
+            Ok(admitted) => {
+                let receipt = Receipt {
+                    round: self.round,
+                    payload_digest,
+                    payload_bytes,
+                    num_examples,
+                    weight: num_examples.min(config.aggregation.max_examples),
+                };
                 let client = client.clone();
-                let record = Record::Accepted { client, receipt: receipt.clone(), delta };
+                let record =
+                    Record::Accepted { client, receipt: receipt.clone(), update: admitted };
                 Step { records: vec![record], reply: Ok(Reply::Accepted(receipt)) }
             }
             Err(rejection) => {
                 let client = client.clone();
-                let record = Record::Refused { client, rejection: rejection.clone() };
+                let (code, reason) = (rejection.code().to_owned(), rejection.to_string());
+                let record = Record::Refused { client, code, reason };
                 Step { records: vec![record], reply: Err(rejection) }
             }
         }
@@ -112,24 +135,48 @@ impl Training {
         Step { records, reply }
     }
 
-    pub(crate) fn accept(&mut self, client: ClientId, receipt: Receipt, delta: &ClippedDelta) {
-        self.mean.add(delta, receipt.weight);
-        self.cohort.insert(client, Member::Reported(receipt));
+    /// Folds an update, once: a client that is not awaited changes nothing.
+    pub(crate) fn accept(&mut self, client: &ClientId, receipt: Receipt, update: &Admitted) {
+        if self.awaits(client) {
+            self.mean.add(update.delta(), receipt.weight);
+            self.settle(client, Member::Reported(receipt));
+        }
     }
 
-    pub(crate) fn refuse(&mut self, client: ClientId, reason: String) {
-        self.cohort.insert(client, Member::Refused(reason));
+    pub(crate) fn refuse(&mut self, client: &ClientId, reason: String) {
+        self.settle(client, Member::Refused(reason));
     }
 
-    pub(crate) fn declined(&mut self, client: ClientId, reason: String) {
-        self.cohort.insert(client, Member::Declined(reason));
+    pub(crate) fn declined(&mut self, client: &ClientId, reason: String) {
+        self.settle(client, Member::Declined(reason));
+    }
+
+    fn settle(&mut self, client: &ClientId, as_what: Member) {
+        let Some(member @ Member::Assigned) = self.cohort.get_mut(client) else { return };
+        self.tally.awaited -= 1;
+        match &as_what {
+            Member::Assigned => self.tally.awaited += 1,
+            Member::Reported(_) => self.tally.accepted += 1,
+            Member::Refused(_) => self.tally.refused += 1,
+            Member::Declined(_) => self.tally.declined += 1,
+        }
+        *member = as_what;
+    }
+
+    /// How many members are in which state.
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Clients chosen.
+    pub(crate) fn selected(&self) -> usize {
+        self.cohort.len()
     }
 
     /// Whether the round can close at `now`.
     pub(crate) fn verdict(&self, config: &RunConfig, now: Time) -> Option<Verdict> {
         let (size, quorum) = (config.cohort.size as usize, config.cohort.quorum as usize);
-        let accepted = self.count(|member| matches!(member, Member::Reported(_)));
-        let awaited = self.count(|member| matches!(member, Member::Assigned));
+        let Tally { accepted, awaited, .. } = self.tally;
         let updates = format!("{accepted} of {} updates", self.cohort.len());
         if accepted >= size {
             return Some(Verdict::Commit(format!("all {size} wanted updates came")));
@@ -156,50 +203,46 @@ impl Training {
         self.mean.mean(config.aggregation.clip_norm)
     }
 
-    pub(crate) fn summary(&self, now: Time, reason: String) -> RoundSummary {
-        let pick = |f: fn(&Member) -> Option<&String>| {
-            let members = self.cohort.iter();
-            members.filter_map(|(id, member)| Some((id.clone(), f(member)?.clone()))).collect()
-        };
-        let awaited = self.cohort.iter().filter(|(_, member)| matches!(member, Member::Assigned));
-        RoundSummary {
+    /// What happened in it, given that it closes at `now` and began with this adapter.
+    pub(crate) fn summary(
+        &self,
+        now: Time,
+        committed: bool,
+        reason: String,
+        (base_version, adapter_before): (Version, Digest),
+    ) -> RoundSummary {
+        let mut summary = RoundSummary {
             round: self.round,
-            base_version: self.base_version,
-            selected: self.cohort.len(),
-            accepted: self.count(|member| matches!(member, Member::Reported(_))),
+            committed,
+            base_version,
+            adapter_before,
+            opened_at: self.opened_at,
+            closed_at: now,
+            selected: self.cohort.keys().cloned().collect(),
+            accepted: Vec::new(),
             weight: self.mean.weight(),
-            refused: pick(|member| match member {
-                Member::Refused(reason) => Some(reason),
-                _ => None,
-            }),
-            declined: pick(|member| match member {
-                Member::Declined(reason) => Some(reason),
-                _ => None,
-            }),
-            dropped_out: awaited.map(|(client, _)| client.clone()).collect(),
-            duration_ms: self.opened_at.until(now).as_millis() as u64,
+            refused: Vec::new(),
+            declined: Vec::new(),
+            dropped_out: Vec::new(),
             reason,
+        };
+        for (client, member) in &self.cohort {
+            let client = client.clone();
+            match member {
+                Member::Assigned => summary.dropped_out.push(client),
+                Member::Reported(receipt) => summary.accepted.push((client, receipt.clone())),
+                Member::Refused(reason) => summary.refused.push((client, reason.clone())),
+                Member::Declined(reason) => summary.declined.push((client, reason.clone())),
+            }
         }
+        summary
     }
 
-    /// Clients that declined or were refused.
+    /// Clients that declined or were refused so far.
     pub(crate) fn gave_nothing(&self) -> BTreeSet<ClientId> {
         let out = |member: &Member| matches!(member, Member::Refused(_) | Member::Declined(_));
         let members = self.cohort.iter().filter(|(_, member)| out(member));
         members.map(|(client, _)| client.clone()).collect()
-    }
-
-    /// The receipts of the round, for clients that ask again after it closed.
-    pub(crate) fn into_receipts(self) -> BTreeMap<ClientId, Receipt> {
-        let reported = self.cohort.into_iter().filter_map(|(client, member)| match member {
-            Member::Reported(receipt) => Some((client, receipt)),
-            _ => None,
-        });
-        reported.collect()
-    }
-
-    pub(crate) fn count(&self, is: impl Fn(&Member) -> bool) -> usize {
-        self.cohort.values().filter(|member| is(member)).count()
     }
 }
 
@@ -216,13 +259,9 @@ pub(crate) fn repeat(
     }
 }
 
-fn admit(
-    config: &RunConfig,
-    layout: &Layout,
-    update: &ClientUpdate,
-) -> Result<ClippedDelta, Rejection> {
+fn admit(config: &RunConfig, layout: &Layout, update: ClientUpdate) -> Result<Admitted, Rejection> {
     if update.num_examples == 0 {
         return Err(Rejection::ZeroExamples);
     }
-    Ok(ClippedDelta::decode(&update.payload, layout, config.aggregation.clip_norm)?)
+    Ok(Admitted::new(update.payload, layout, config.aggregation.clip_norm)?)
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use floret_core::{
-    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Receipt, Round, Time, Version,
+    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, SignedReceipt, Time, Version,
 };
 
 use crate::limits::{Limits, LocalModel};
@@ -81,7 +81,7 @@ pub enum Input {
     /// Training ended.
     Trained(Result<TrainingOutcome, TrainError>),
     /// The server counted the update.
-    Acknowledged(Receipt),
+    Acknowledged(SignedReceipt),
     /// The server refused the update, with its reason.
     ReportRefused(String),
     /// The server heard that this device declined.
@@ -128,7 +128,7 @@ pub enum Record {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The update counts.
-    Acknowledged(Receipt),
+    Acknowledged(SignedReceipt),
     /// The server refused the update.
     Refused(String),
     /// The device declined.
@@ -182,6 +182,23 @@ impl Session {
     #[must_use]
     pub fn new(client: ClientId, model: LocalModel, limits: Limits) -> Self {
         Self { client, model, limits, phase: Phase::Idle(idle::Idle::default()) }
+    }
+
+    /// The device after a crash: idle, and nothing is owed but what a store has kept.
+    #[must_use]
+    pub fn restarted(&self) -> Self {
+        Self::new(self.client.clone(), self.model.clone(), self.limits.clone())
+    }
+
+    /// The same session, with the update that a store has kept: it is sent first.
+    #[must_use]
+    pub fn with_pending(self, update: Option<Arc<ClientUpdate>>) -> Self {
+        match update {
+            Some(update) => {
+                Self { phase: Phase::Reporting(reporting::Reporting { update }), ..self }
+            }
+            None => self,
+        }
     }
 
     /// The device's name.
@@ -245,8 +262,9 @@ impl Session {
         match &self.phase {
             Phase::Fetching(fetching) => Some(fetching.deadline),
             Phase::Training(training) => Some(training.deadline),
-            Phase::Reporting(reporting) => Some(reporting.deadline),
-            Phase::Idle(_) | Phase::Declining { .. } | Phase::Ended(_) => None,
+            Phase::Idle(_) | Phase::Reporting(_) | Phase::Declining { .. } | Phase::Ended(_) => {
+                None
+            }
         }
     }
 
@@ -256,8 +274,9 @@ impl Session {
         let round = match &self.phase {
             Phase::Fetching(fetching) => fetching.plan.round,
             Phase::Training(training) => training.task.plan.round,
-            Phase::Reporting(reporting) => reporting.update.round,
-            Phase::Idle(_) | Phase::Declining { .. } | Phase::Ended(_) => return Vec::new(),
+            Phase::Idle(_) | Phase::Reporting(_) | Phase::Declining { .. } | Phase::Ended(_) => {
+                return Vec::new();
+            }
         };
         match self.poll_timeout() {
             Some(deadline) if deadline <= now => {
@@ -276,7 +295,7 @@ impl Session {
                 Phase::Fetching(fetching::Fetching { plan, layout, deadline })
             }
             Record::Ready(task) => Phase::Training(training::Training { task, deadline }),
-            Record::Encoded(update) => Phase::Reporting(reporting::Reporting { update, deadline }),
+            Record::Encoded(update) => Phase::Reporting(reporting::Reporting { update }),
             Record::Declined { round, reason } => Phase::Declining { round, reason },
             Record::Settled { .. } => Phase::Idle(idle::Idle::default()),
             Record::Ended(end) => Phase::Ended(end),

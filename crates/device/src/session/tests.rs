@@ -4,7 +4,7 @@ use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule;
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
-use floret_core::{LoraConfig, ModelConfig, Seed};
+use floret_core::{LoraConfig, ModelConfig, Receipt, Seed, SigningKey};
 
 use super::*;
 
@@ -65,6 +65,19 @@ fn outcome(shift: f32) -> TrainingOutcome {
     TrainingOutcome { values, num_examples: 5, tokens: 100, last_loss: 1.0 }
 }
 
+fn signed_receipt(update: &ClientUpdate) -> SignedReceipt {
+    let receipt = Receipt {
+        round: update.round,
+        payload_digest: update.payload.digest(),
+        payload_bytes: update.payload.bytes().len() as u64,
+        num_examples: update.num_examples,
+        weight: update.num_examples,
+    };
+    let key = SigningKey::from_secret(&[1; 32]);
+    let signature = receipt.sign(&update.run, session().client(), &key);
+    SignedReceipt { receipt, signature }
+}
+
 #[test]
 fn a_round_goes_from_check_in_to_receipt() {
     let mut session = session();
@@ -83,8 +96,13 @@ fn a_round_goes_from_check_in_to_receipt() {
     assert_eq!((update.round, update.num_examples), (Round(3), 5));
     let delta = update.payload.decode(adapter().layout()).unwrap();
     assert!(delta.iter().all(|change| (change - 0.5).abs() < 1e-6));
-    let receipt = Receipt { round: Round(3), payload_digest: update.payload.digest(), weight: 5 };
-    advance(&mut session, now, Input::Acknowledged(receipt));
+    // No deadline gives up what the server may have counted; only its answer does.
+    assert!(session.poll_timeout().is_none() && session.handle_timeout(Time(u64::MAX)).is_empty());
+    let mut restarted = self::session().with_pending(Some(Arc::clone(&update)));
+    assert!(matches!(restarted.next_action(now), Action::Report(again) if again == update));
+    advance(&mut restarted, now, Input::ReportRefused("round 3 is over".into()));
+    assert!(matches!(restarted.next_action(now), Action::CheckIn));
+    advance(&mut session, now, Input::Acknowledged(signed_receipt(&update)));
     assert!(matches!(session.next_action(now), Action::CheckIn));
     let end = RunEnd { completed: true, version: Version(3), message: "done".into() };
     advance(&mut session, now, Input::RunEnded(end.clone()));

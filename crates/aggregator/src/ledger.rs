@@ -1,0 +1,322 @@
+//! The ledger: what happened in each round, one signed line for each, chained by digest.
+//!
+//! A line is JSON of one fixed form, `{"signature":"…","entry":{…}}`. The signature is over the
+//! entry's bytes as they stand there; an entry names the digest of the line before it. So no byte
+//! can change, and no line can go, without some entry saying so; that the end was cut off shows
+//! against the version and the count that the store knows.
+
+use floret_core::base::BaseDigests;
+use floret_core::payload::Compression;
+use floret_core::plan::TrainingConfig;
+use floret_core::signature::{Signature, Statement};
+use floret_core::{
+    ClientId, Digest, LoraConfig, PublicKey, Round, RunId, SigningKey, Time, Version, hex,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Aggregation, CohortConfig, RunConfig};
+use crate::message::RoundSummary;
+
+/// What `previous` says in the first entry.
+const NOTHING_BEFORE: Digest = Digest([0; 32]);
+const OPENING: &str = "{\"signature\":\"";
+const MIDDLE: &str = "\",\"entry\":";
+const CLOSING: &str = "}";
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Counted from 1.
+    pub entry: u64,
+    /// Digest of the line before; zeros in the first.
+    pub previous: Digest,
+    /// When it was written, in milliseconds since 1970, by the server's clock.
+    pub at: Time,
+    /// What it states.
+    pub fact: Fact,
+}
+
+/// What an entry states.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fact {
+    /// The settings that rounds follow from here on.
+    Settings(Box<Settings>),
+    /// A round that is over.
+    Round(Box<RoundEntry>),
+}
+
+/// The settings that a plan comes from. The seed is not among them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The run.
+    pub run: RunId,
+    /// Rounds to commit.
+    pub rounds: u32,
+    /// Digests of base model and tokenizer.
+    pub base: BaseDigests,
+    /// Digest of the adapter's layout.
+    pub layout: Digest,
+    /// LoRA settings.
+    pub lora: LoraConfig,
+    /// How devices train.
+    pub training: TrainingConfig,
+    /// How devices encode their deltas.
+    pub compression: Compression,
+    /// Whom a round chooses, and how many it needs.
+    pub cohort: CohortConfig,
+    /// How updates become the next adapter.
+    pub aggregation: Aggregation,
+}
+
+impl Settings {
+    /// Those of a run whose adapter has this layout.
+    #[must_use]
+    pub fn of(config: &RunConfig, layout: Digest) -> Self {
+        Self {
+            run: config.run.clone(),
+            rounds: config.rounds,
+            base: config.base,
+            layout,
+            lora: config.lora.clone(),
+            training: config.training.clone(),
+            compression: config.compression,
+            cohort: config.cohort,
+            aggregation: config.aggregation,
+        }
+    }
+
+    /// Digest of their JSON form: what round entries name as their plan.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(&json(self))
+    }
+}
+
+/// A round that is over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RoundEntry {
+    /// The round.
+    pub round: Round,
+    /// Digest of the settings that its plans came from.
+    pub plan: Digest,
+    /// Whether it gave a new adapter.
+    pub committed: bool,
+    /// Why it was committed or abandoned.
+    pub decision: String,
+    /// Version of the adapter that it began with.
+    pub base_version: Version,
+    /// Digest of that adapter.
+    pub adapter_before: Digest,
+    /// Digest of the adapter after it.
+    pub adapter_after: Digest,
+    /// Sum of the weights.
+    pub weight: u64,
+    /// When it opened, in milliseconds since 1970.
+    pub opened_at: Time,
+    /// Clients chosen.
+    pub selected: Vec<Pseudonym>,
+    /// Updates that count.
+    pub accepted: Vec<AcceptedEntry>,
+    /// Updates that were refused.
+    pub refused: Vec<RefusedEntry>,
+    /// Clients that declined.
+    pub declined: Vec<RefusedEntry>,
+    /// Clients that never answered.
+    pub dropped_out: Vec<Pseudonym>,
+}
+
+/// An update that counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedEntry {
+    /// Whose.
+    pub client: Pseudonym,
+    /// Digest of its payload.
+    pub payload: Digest,
+    /// Length of its payload, in bytes.
+    pub bytes: u64,
+    /// Training examples that the device said are behind it.
+    pub examples: u32,
+    /// The weight that it got.
+    pub weight: u32,
+}
+
+/// A client that gave nothing that counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedEntry {
+    /// Which.
+    pub client: Pseudonym,
+    /// Why.
+    pub reason: String,
+}
+
+/// A client's name in the ledger: keyed, so that only the key's holder can tell whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Pseudonym(pub String);
+
+/// Signs entries and names clients.
+#[derive(Debug)]
+pub struct Scribe {
+    key: SigningKey,
+    pseudonyms: PseudonymKey,
+}
+
+struct PseudonymKey([u8; 32]);
+
+impl std::fmt::Debug for PseudonymKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PseudonymKey(..)")
+    }
+}
+
+/// The end of a ledger: what the next entry builds on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Head {
+    /// Entries so far.
+    pub entries: u64,
+    /// Digest of the last line.
+    pub digest: Digest,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { entries: 0, digest: NOTHING_BEFORE }
+    }
+}
+
+impl Scribe {
+    /// A scribe that signs with `key`.
+    #[must_use]
+    pub fn new(key: SigningKey) -> Self {
+        let pseudonyms = PseudonymKey(key.derive_secret("floret v1 ledger pseudonyms"));
+        Self { key, pseudonyms }
+    }
+
+    /// The key that its signatures are checked with.
+    #[must_use]
+    pub fn public(&self) -> PublicKey {
+        self.key.public()
+    }
+
+    /// The key that it signs with.
+    #[must_use]
+    pub fn key(&self) -> &SigningKey {
+        &self.key
+    }
+
+    /// The name of a client in the ledger.
+    #[must_use]
+    pub fn pseudonym(&self, client: &ClientId) -> Pseudonym {
+        let digest = blake3::keyed_hash(&self.pseudonyms.0, client.as_str().as_bytes());
+        Pseudonym(hex::encode(&digest.as_bytes()[..16]))
+    }
+
+    /// The line that states `fact` after `head`, without a line break, and the new head.
+    #[must_use]
+    pub fn line(&self, head: Head, at: Time, fact: Fact) -> (String, Head) {
+        let entry = Entry { entry: head.entries + 1, previous: head.digest, at, fact };
+        let body = json(&entry);
+        let signature = self.key.sign(Statement::LedgerEntry, &body);
+        let body = String::from_utf8_lossy(&body);
+        let line = format!("{OPENING}{signature}{MIDDLE}{body}{CLOSING}");
+        let head = Head { entries: entry.entry, digest: Digest::of(line.as_bytes()) };
+        (line, head)
+    }
+
+    /// What the ledger says of a round that is over.
+    #[must_use]
+    pub fn round(&self, summary: &RoundSummary, plan: Digest, adapter_after: Digest) -> Fact {
+        let name = |client: &ClientId| self.pseudonym(client);
+        let refused = |(client, reason): &(ClientId, String)| RefusedEntry {
+            client: name(client),
+            reason: reason.clone(),
+        };
+        let accepted = summary.accepted.iter().map(|(client, receipt)| AcceptedEntry {
+            client: name(client),
+            payload: receipt.payload_digest,
+            bytes: receipt.payload_bytes,
+            examples: receipt.num_examples,
+            weight: receipt.weight,
+        });
+        Fact::Round(Box::new(RoundEntry {
+            round: summary.round,
+            plan,
+            committed: summary.committed,
+            decision: summary.reason.clone(),
+            base_version: summary.base_version,
+            adapter_before: summary.adapter_before,
+            adapter_after,
+            weight: summary.weight,
+            opened_at: summary.opened_at,
+            selected: summary.selected.iter().map(name).collect(),
+            accepted: accepted.collect(),
+            refused: summary.refused.iter().map(refused).collect(),
+            declined: summary.declined.iter().map(refused).collect(),
+            dropped_out: summary.dropped_out.iter().map(name).collect(),
+        }))
+    }
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_else(|_| unreachable!("plain data becomes JSON"))
+}
+
+/// A ledger that does not hold together, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("ledger entry {entry}: {problem}")]
+pub struct BrokenLedger {
+    /// The entry, counted from 1.
+    pub entry: u64,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// Reads a ledger and checks every signature and the chain.
+///
+/// # Errors
+/// The first entry that does not hold.
+pub fn verify(text: &[u8], key: &PublicKey) -> Result<(Vec<Entry>, Head), BrokenLedger> {
+    let mut head = Head::default();
+    let mut entries = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let number = head.entries + 1;
+        let broken = |problem: &str| BrokenLedger { entry: number, problem: problem.to_owned() };
+        let end = rest.iter().position(|byte| *byte == b'\n');
+        let end = end.ok_or_else(|| broken("the line does not end"))?;
+        let (line, after) = (&rest[..end], &rest[end + 1..]);
+        let entry = read_line(line, key).map_err(broken)?;
+        if entry.entry != number {
+            return Err(broken("it has another number"));
+        }
+        if entry.previous != head.digest {
+            return Err(broken("the line before is not the one that it names"));
+        }
+        head = Head { entries: number, digest: Digest::of(line) };
+        entries.push(entry);
+        rest = after;
+    }
+    Ok((entries, head))
+}
+
+/// Reads one line, without its line break, and checks its signature.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read_line(line: &[u8], key: &PublicKey) -> Result<Entry, &'static str> {
+    let form = "it is not a line of a ledger";
+    let line = str::from_utf8(line).map_err(|_| form)?;
+    let rest =
+        line.strip_prefix(OPENING).and_then(|rest| rest.strip_suffix(CLOSING)).ok_or(form)?;
+    let (signature, body) = rest.split_once(MIDDLE).ok_or(form)?;
+    let signature: Signature = signature.parse().map_err(|_| form)?;
+    if !key.verifies(Statement::LedgerEntry, body.as_bytes(), &signature) {
+        return Err("its signature is not that of this key over these bytes");
+    }
+    serde_json::from_str(body).map_err(|_| "it is signed, and states nothing that is known")
+}
+
+#[cfg(test)]
+mod tests;

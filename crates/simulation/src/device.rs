@@ -1,0 +1,93 @@
+//! A device of a world: a session with its own clock and store, which a crash takes down together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use floret_core::{ClientUpdate, Time};
+use floret_device::{Action, Input, Record, Session, Store};
+
+use crate::behaviour::Draws;
+
+type Commit = Box<dyn FnMut(&[Record]) -> bool>;
+type Restart = Box<dyn FnMut() -> (Commit, Option<Arc<ClientUpdate>>)>;
+
+/// Where a device keeps what must outlive a crash.
+pub struct DeviceStore {
+    commit: Commit,
+    restart: Restart,
+    pending: Option<Arc<ClientUpdate>>,
+}
+
+impl DeviceStore {
+    /// Keeps nothing.
+    #[must_use]
+    pub fn none() -> Self {
+        let commit = || -> Commit { Box::new(|_| true) };
+        Self { commit: commit(), restart: Box::new(move || (commit(), None)), pending: None }
+    }
+
+    /// A store that `open` opens, at first and again after each crash.
+    ///
+    /// # Panics
+    /// When what an opened store holds cannot be read.
+    pub fn opened_by<S: Store + 'static>(mut open: impl FnMut() -> S + 'static) -> Self {
+        let mut restart = move || {
+            let mut store = open();
+            let pending = store.load().unwrap_or_else(|error| panic!("a device's store: {error}"));
+            let commit: Commit = Box::new(move |records| store.commit(records).is_ok());
+            (commit, pending)
+        };
+        let (commit, pending) = restart();
+        Self { commit, restart: Box::new(restart), pending }
+    }
+}
+
+/// A session with its clock and store.
+pub(crate) struct Device {
+    pub(crate) session: Session,
+    pub(crate) draws: Draws,
+    store: DeviceStore,
+    /// How far its clock is ahead of the world's.
+    skew: Duration,
+}
+
+impl Device {
+    pub(crate) fn new(session: Session, mut store: DeviceStore, mut draws: Draws) -> Self {
+        let skew = draws.skew();
+        let session = session.with_pending(store.pending.take());
+        Self { session, draws, store, skew }
+    }
+
+    /// Goes down and comes up again with what the store holds.
+    pub(crate) fn crash(&mut self) {
+        let (commit, pending) = (self.store.restart)();
+        self.store.commit = commit;
+        self.session = self.session.restarted().with_pending(pending);
+    }
+
+    pub(crate) fn pass_time(&mut self, now: Time) {
+        let records = self.session.handle_timeout(now.after(self.skew));
+        self.record(records);
+    }
+
+    pub(crate) fn next_action(&self, now: Time) -> Action {
+        self.session.next_action(now.after(self.skew))
+    }
+
+    pub(crate) fn bring_back(&mut self, now: Time, input: Input) {
+        let records = self.session.handle(now.after(self.skew), input).unwrap_or_default();
+        self.record(records);
+    }
+
+    fn record(&mut self, records: Vec<Record>) {
+        if records.is_empty() {
+            return;
+        }
+        if !(self.store.commit)(&records) {
+            return self.crash();
+        }
+        for record in records {
+            self.session.apply(record);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The aggregator of a world: a coordinator and its store, which a crash takes down together.
+
+use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply, RoundSummary, Store};
+use floret_core::{ClientId, Time};
+
+/// Starts a server again, from what its store holds, at a time.
+pub type Restart<S> = Box<dyn FnMut(Time) -> (Coordinator, S)>;
+
+/// A coordinator and its store.
+pub(crate) struct Server<S> {
+    pub(crate) coordinator: Coordinator,
+    store: S,
+    restart: Option<Restart<S>>,
+    pub(crate) rounds: Vec<RoundSummary>,
+    pub(crate) crashes: u32,
+}
+
+/// Why a call has no answer.
+pub(crate) enum Unanswered {
+    /// The server refused it.
+    Rejected(Rejection),
+    /// The server went down before it answered.
+    Lost,
+}
+
+impl<S: Store> Server<S> {
+    pub(crate) fn new(coordinator: Coordinator, store: S, restart: Option<Restart<S>>) -> Self {
+        Self { coordinator, store, restart, rounds: Vec::new(), crashes: 0 }
+    }
+
+    /// Tells the coordinator something: decide, apply, record, then answer.
+    pub(crate) fn tell(
+        &mut self,
+        now: Time,
+        client: &ClientId,
+        input: Input,
+    ) -> Result<Reply, Unanswered> {
+        let step = self.coordinator.handle(now, client, input);
+        match self.record(now, step.records) {
+            true => step.reply.map_err(Unanswered::Rejected),
+            false => Err(Unanswered::Lost),
+        }
+    }
+
+    /// Lets the coordinator's timeouts up to `until` happen, each at its own time.
+    pub(crate) fn pass_time(&mut self, mut now: Time, until: Time) -> Time {
+        while let Some(due) = self.coordinator.poll_timeout(now).filter(|due| *due <= until) {
+            now = now.max(due);
+            let records = self.coordinator.handle_timeout(now);
+            self.record(now, records);
+        }
+        now
+    }
+
+    /// Whether the records are durable. If not, the server is down and up again when this returns.
+    fn record(&mut self, now: Time, records: Vec<Record>) -> bool {
+        for record in &records {
+            self.coordinator.apply(record);
+        }
+        if let Err(error) = self.store.commit(&records, self.coordinator.state()) {
+            let Some(restart) = &mut self.restart else {
+                panic!("the store of a world that cannot restart its server failed: {error}");
+            };
+            self.crashes += 1;
+            (self.coordinator, self.store) = restart(now);
+            return false;
+        }
+        for record in records {
+            if let Record::RoundCommitted { summary, .. } | Record::RoundAbandoned { summary } =
+                record
+            {
+                self.rounds.push(summary);
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,220 @@
+//! `verify`: whether the ledger holds, and says what the state holds.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use floret_aggregator::Admitted;
+use floret_aggregator::combine::WeightedMean;
+use floret_aggregator::ledger::{self, BrokenLedger, Entry, Fact, RoundEntry, Settings};
+use floret_core::Layout;
+use floret_core::{Adapter, Digest, PublicKey, Version};
+use floret_store::{Disk, ReadFolder};
+
+use crate::config::Config;
+use crate::error::CommandError;
+use crate::files::{self, FileError};
+use crate::home::Home;
+use crate::model_dir;
+use crate::store::{LEDGER, SavedRun, StoreError, updates};
+
+/// A ledger, or an adapter that it names, that does not hold.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The ledger itself.
+    #[error(transparent)]
+    Ledger(#[from] BrokenLedger),
+    /// The ledger cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The state cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What was found to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// Entries of the ledger.
+    pub entries: u64,
+    /// Rounds that it tells of.
+    pub rounds: u64,
+    /// Adapters whose files have the digests that the ledger names.
+    pub adapters: u64,
+    /// Rounds whose adapter was computed again from the updates that are kept.
+    pub recomputed: u64,
+}
+
+fn broken(entry: u64, problem: impl Into<String>) -> VerifyError {
+    BrokenLedger { entry, problem: problem.into() }.into()
+}
+
+/// Checks the ledger of a server's directory with the public key `key`: signatures and chain, that
+/// each round follows from the one before, that it ends where the state ends, the adapters that are
+/// kept, and those that can be computed again. Works whether or not a server runs.
+///
+/// # Errors
+/// The first thing that does not hold, with the entry that says otherwise.
+pub fn verify(home: &Home, config: &Config, key: &PublicKey) -> Result<Verified, CommandError> {
+    let dir = home.state();
+    let saved = SavedRun::read(&dir)?.ok_or_else(|| StoreError::Empty(dir.clone()))?;
+    let model = model_dir::read_config(&config.model_dir(home))?;
+    let layout = Arc::new(Layout::new(&model, &saved.lora)?);
+    Ok(verify_state(&dir, &saved, &layout, key)?)
+}
+
+/// `saved` was read before the ledger: a server that runs beside may have gone on since.
+fn verify_state(
+    dir: &Path,
+    saved: &SavedRun,
+    layout: &Arc<Layout>,
+    key: &PublicKey,
+) -> Result<Verified, VerifyError> {
+    let text = files::read(&dir.join(LEDGER))?;
+    let (entries, _) = ledger::verify(&text, key)?;
+    follows(&entries)?;
+    ends_where_the_state_does(&entries, &text, saved)?;
+    let disk = ReadFolder::new(dir);
+    let mut verified = Verified {
+        entries: entries.len() as u64,
+        rounds: rounds(&entries).count() as u64,
+        adapters: 0,
+        recomputed: 0,
+    };
+    let states = adapters_after(&entries, saved.ledger.entries);
+    for (version, kept) in &saved.adapters {
+        let Some((entry, digest)) = states.get(version) else { continue };
+        let differs = |problem: String| broken(*entry, format!("version {version}: {problem}"));
+        if kept.adapter != *digest {
+            return Err(differs("the state names another adapter than the entry".into()));
+        }
+        saved.adapter(&disk, layout, Some(*version)).map_err(|error| differs(error.to_string()))?;
+        saved.momentum(&disk, layout, *version).map_err(|error| differs(error.to_string()))?;
+        verified.adapters += 1;
+    }
+    for (entry, round, settings) in rounds(&entries) {
+        if recompute(&disk, saved, layout, (entry, round, settings))? {
+            verified.recomputed += 1;
+        }
+    }
+    Ok(verified)
+}
+
+/// Rounds with the number of their entry and the settings that they followed.
+fn rounds(entries: &[Entry]) -> impl Iterator<Item = (u64, &RoundEntry, &Settings)> {
+    let mut current: Option<&Settings> = None;
+    entries.iter().filter_map(move |entry| match &entry.fact {
+        Fact::Settings(settings) => {
+            current = Some(settings);
+            None
+        }
+        Fact::Round(round) => Some((entry.entry, &**round, current?)),
+    })
+}
+
+/// Each round begins with the adapter that the one before left, under settings that were stated.
+fn follows(entries: &[Entry]) -> Result<(), VerifyError> {
+    if let Some(Entry { entry, fact: Fact::Round(_), .. }) = entries.first() {
+        return Err(broken(*entry, "a round comes before any settings"));
+    }
+    let mut before: Option<&RoundEntry> = None;
+    for (entry, round, settings) in rounds(entries) {
+        if round.plan != settings.digest() {
+            return Err(broken(entry, "its plan is not that of the settings before it"));
+        }
+        if let Some(before) = before {
+            let version = match before.committed {
+                true => before.base_version.next(),
+                false => before.base_version,
+            };
+            if round.base_version != version || round.adapter_before != before.adapter_after {
+                return Err(broken(entry, "it does not begin with the adapter before it"));
+            }
+            if round.round <= before.round {
+                return Err(broken(entry, "its round is not after the one before it"));
+            }
+        }
+        if !round.committed && round.adapter_after != round.adapter_before {
+            return Err(broken(entry, "an abandoned round changed the adapter"));
+        }
+        before = Some(round);
+    }
+    Ok(())
+}
+
+fn ends_where_the_state_does(
+    entries: &[Entry],
+    text: &[u8],
+    saved: &SavedRun,
+) -> Result<(), VerifyError> {
+    let known = saved.ledger.entries;
+    let found = entries.len() as u64;
+    if found < known {
+        let problem = format!("the ledger ends before it: the state knows of {known} entries");
+        return Err(broken(found + 1, problem));
+    }
+    let line = text.split(|byte| *byte == b'\n').nth((known as usize).saturating_sub(1));
+    if line.map(Digest::of) != Some(saved.ledger.digest) {
+        return Err(broken(known, "it is not the entry that the state ends with"));
+    }
+    Ok(())
+}
+
+/// Digest of each version, with the entry that names it first, as far as the state goes.
+fn adapters_after(entries: &[Entry], known: u64) -> BTreeMap<Version, (u64, Digest)> {
+    let mut found = BTreeMap::new();
+    for (entry, round, _) in rounds(entries).filter(|(entry, ..)| *entry <= known) {
+        found.entry(round.base_version).or_insert((entry, round.adapter_before));
+        if round.committed {
+            found.insert(round.base_version.next(), (entry, round.adapter_after));
+        }
+    }
+    found
+}
+
+/// Computes the adapter of a round again, if its updates and the adapter before are kept.
+fn recompute(
+    disk: &dyn Disk,
+    saved: &SavedRun,
+    layout: &Arc<Layout>,
+    (entry, round, settings): (u64, &RoundEntry, &Settings),
+) -> Result<bool, VerifyError> {
+    let version = round.base_version;
+    let here = disk.list(updates::UPDATES).unwrap_or_default();
+    let kept = saved.adapters.contains_key(&version);
+    if !round.committed || !kept || !here.contains(&updates::file(round.round)) {
+        return Ok(false);
+    }
+    let failed = |problem: String| broken(entry, problem);
+    let read = |error: StoreError| failed(error.to_string());
+    let mut weights: BTreeMap<Digest, Vec<u32>> = BTreeMap::new();
+    for accepted in &round.accepted {
+        weights.entry(accepted.payload).or_default().push(accepted.weight);
+    }
+    let (clip, optimizer) = (settings.aggregation.clip_norm, settings.aggregation.server_optimizer);
+    let mut mean = WeightedMean::new(layout.len());
+    let mut problem = None;
+    updates::read_all(disk, round.round, |payload| {
+        let weight = weights.get_mut(&payload.digest()).and_then(Vec::pop);
+        match (weight, Admitted::new(payload, layout, clip)) {
+            (Some(weight), Ok(update)) => mean.add(update.delta(), weight),
+            (None, _) => problem = Some("an update is kept that it does not name".to_owned()),
+            (_, Err(error)) => problem = Some(error.to_string()),
+        }
+    })
+    .map_err(read)?;
+    if let Some(problem) = problem {
+        return Err(failed(problem));
+    }
+    if weights.values().any(|left| !left.is_empty()) {
+        return Err(failed("an update that it names is not kept".to_owned()));
+    }
+    let before = saved.adapter(disk, layout, Some(version)).map_err(read)?;
+    let momentum = saved.momentum(disk, layout, version).map_err(read)?;
+    let (values, _) = optimizer.step(before.values(), &momentum, &mean.mean(clip));
+    let after = Adapter::new(Arc::clone(layout), values).map_err(|e| failed(e.to_string()))?;
+    if after.digest() != round.adapter_after {
+        return Err(failed("the updates that are kept give another adapter".to_owned()));
+    }
+    Ok(true)
+}

@@ -1,0 +1,98 @@
+//! Crashes at every operation of a disk: the run ends with the same adapter, bit for bit, and every
+//! update that was acknowledged is there.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on fails")]
+
+use std::time::Duration;
+
+use floret_core::Digest;
+use floret_simulation::{Behaviour, Ending};
+use floret_store::{Fault, SimulatedDisk};
+use floret_tests::durable::{Accounts, Durable, everyone};
+
+const DEVICES: usize = 6;
+const ROUNDS: u32 = 3;
+
+fn small() -> Durable {
+    Durable::new(everyone(DEVICES as u32, ROUNDS), DEVICES)
+}
+
+fn adapter(ending: &Ending) -> Digest {
+    let state = ending.coordinator.state();
+    assert!(state.end.as_ref().unwrap().completed);
+    state.adapter.digest()
+}
+
+fn check(durable: &Durable, ending: &Ending, want: Digest, what: &str) {
+    assert_eq!(adapter(ending), want, "{what}");
+    let updates = DEVICES * ROUNDS as usize;
+    assert_eq!(durable.account_for(), Accounts { recorded: updates, receipts: updates }, "{what}");
+    assert_eq!(ending.coordinator.state().totals.rounds_abandoned, 0, "{what}");
+}
+
+/// Runs once for each operation of the chosen disk and each kind of fault.
+fn enumerate(disk_of: fn(&Durable) -> &SimulatedDisk) -> (u64, u64) {
+    let reference = small();
+    let ending = reference.run(Behaviour::default(), 7);
+    let want = adapter(&ending);
+    check(&reference, &ending, want, "without a fault");
+    let operations = disk_of(&reference).operations();
+    let mut points = 0;
+    for at in 1..=operations {
+        for fault in [Fault::Fail, Fault::Tear(at), Fault::Lose] {
+            let durable = small();
+            disk_of(&durable).fail_at(at, fault);
+            let ending = durable.run(Behaviour::default(), 7);
+            check(&durable, &ending, want, &format!("{fault:?} at operation {at}"));
+            points += 1;
+        }
+    }
+    (operations, points)
+}
+
+#[test]
+fn a_server_that_crashes_at_any_operation_ends_with_the_same_adapter() {
+    let (operations, points) = enumerate(|durable| &durable.disk);
+    println!("server: {operations} operations of its disk, {points} crash points tried");
+    assert!(operations > 100);
+}
+
+#[test]
+fn a_device_that_crashes_at_any_operation_ends_with_the_same_adapter() {
+    let (operations, points) = enumerate(|durable| &durable.device_disks[2]);
+    println!("device: {operations} operations of its disk, {points} crash points tried");
+    assert!(operations > 20);
+}
+
+/// Drop-outs, duplicates, truncated reports, lost answers, devices that crash, clocks that are off
+/// by hours: 100 rounds with nothing lost and nothing counted twice.
+#[test]
+fn a_hundred_rounds_in_a_bad_world_lose_nothing_and_count_nothing_twice() {
+    for seed in [1, 2] {
+        println!("seed {seed}");
+        let mut config = everyone(8, 100);
+        config.cohort.over_selection = 1.5;
+        config.cohort.quorum = 4;
+        config.max_abandoned = 10;
+        let durable = Durable::new(config, 16);
+        let behaviour = Behaviour {
+            drop_out: 0.3,
+            duplicate: 0.05,
+            truncate: 0.05,
+            lost_answer: 0.05,
+            crash: 0.02,
+            max_skew: Duration::from_secs(12 * 3600),
+            ..Behaviour::default()
+        };
+        let ending = durable.run(behaviour, seed);
+        let state = ending.coordinator.state();
+        let end = state.end.as_ref().unwrap();
+        assert!(end.completed, "seed {seed}: {end:?}");
+        let Accounts { recorded, receipts } = durable.account_for();
+        let totals = state.totals;
+        assert_eq!(totals.updates_accepted as usize, recorded, "seed {seed}");
+        println!("{totals:?}, {receipts} receipts");
+        assert_eq!(totals.rounds_committed, 100, "seed {seed}");
+        assert!(totals.drop_outs > 100 && recorded > 500, "seed {seed}");
+    }
+}

@@ -1,0 +1,225 @@
+//! `kill -9` of a real server at random times: the run ends as if nothing had happened, and the record
+//! of it holds.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on fails")]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use floret_client::{ClientConfig, history};
+use floret_core::Seed;
+use floret_core::seed::uniform_f32;
+use floret_device::LocalModel;
+use floret_server::model_dir::BaseModel;
+use floret_tests::processes::{Process, free_port, program, status, succeed};
+use floret_tests::{toy_device, write_shape};
+use rand_chacha::rand_core::Rng;
+use tokio_util::sync::CancellationToken;
+
+const DEVICES: usize = 8;
+const ROUNDS: u64 = 20;
+const KILLS: usize = 50;
+/// A kill comes after this long at most, counted from when devices are served.
+const LONGEST_LIFE: Duration = Duration::from_millis(250);
+const LONG: Duration = Duration::from_secs(300);
+
+/// A server's directory with eight enrolled devices; every one is in every cohort.
+struct Site {
+    folder: tempfile::TempDir,
+    home: String,
+    admin: String,
+    devices: Vec<ClientConfig>,
+    model: LocalModel,
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let text = |path: PathBuf| path.display().to_string();
+        let model = folder.path().join("model");
+        let shape = r#"{"model_type": "llama", "hidden_size": 16, "intermediate_size": 16,
+            "vocab_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}"#;
+        write_shape(&model, shape);
+        let home = text(folder.path().join("server"));
+        let [listen, admin] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
+        let init = ["init", &home, "--listen", &listen, "--admin", &admin, "--model"];
+        succeed(program("floret-server").args(init).arg(&model));
+        settle(&folder.path().join("server/server.toml"));
+        let enroll = |index: usize| {
+            let name = format!("device-{index}");
+            let out = folder.path().join(&name);
+            let enroll = ["enroll", &name, "--config", &home, "--out"];
+            succeed(program("floret-server").args(enroll).arg(&out));
+            ClientConfig::read(&out.join("client.toml")).unwrap()
+        };
+        let devices = (0..DEVICES).map(enroll).collect();
+        let base = BaseModel::read(&model).unwrap();
+        let model = LocalModel { config: base.config, digests: base.digests };
+        Self { home, admin, devices, model, folder }
+    }
+
+    fn serve(&self) -> Process {
+        let mut command = program("floret-server");
+        command.args(["serve", "--config", &self.home]).env("FLORET_LOG", "warn");
+        Process::start(&mut command, &self.folder.path().join("server.log"))
+    }
+
+    /// Whether the server that runs has answered a check-in.
+    fn has_served(&self) -> bool {
+        let page = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(&self.admin)?;
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        page().is_ok_and(|text| text.contains("floret_calls_total{call=\"check-in\"}"))
+    }
+
+    /// Runs to the end, killing the server `kills` times; gives the adapter's digest, and how long
+    /// each start took to its first answered check-in.
+    async fn run(&self, kills: usize, seed: u64) -> (String, Vec<Duration>) {
+        let stop = CancellationToken::new();
+        let devices = self.devices.iter().map(|config| {
+            let (device, _) = toy_device(config, self.model.clone());
+            tokio::spawn(device.run(stop.clone()))
+        });
+        let devices: Vec<_> = devices.collect();
+        let mut times = Seed::from_number(seed).stream();
+        let mut recoveries = Vec::new();
+        for kill in 0..=kills {
+            let begun = Instant::now();
+            let server = self.serve();
+            while !self.has_served() {
+                assert!(begun.elapsed() < LONG, "no check-in: {}", self.log());
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            recoveries.push(begun.elapsed());
+            if kill < kills {
+                tokio::time::sleep(LONGEST_LIFE.mul_f32(uniform_f32(times.next_u32()))).await;
+                server.kill();
+                continue;
+            }
+            for device in devices {
+                let end = tokio::time::timeout(LONG, device).await.expect(&self.log());
+                assert!(end.unwrap().unwrap().completed);
+            }
+            let digest = status(&self.home, "adapter_digest");
+            assert_eq!(status(&self.home, "version"), ROUNDS);
+            assert_eq!(status(&self.home, "totals")["updates_accepted"], DEVICES as u64 * ROUNDS);
+            drop(server);
+            return (digest.as_str().unwrap().to_owned(), recoveries);
+        }
+        unreachable!("the last life of the server ends the run");
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default()
+    }
+
+    fn verify(&self) -> std::process::Output {
+        program("floret-server").args(["verify", "--config", &self.home]).output().unwrap()
+    }
+
+    fn state(&self, name: &str) -> PathBuf {
+        Path::new(&self.home).join("state").join(name)
+    }
+}
+
+fn settle(config: &Path) {
+    let text = std::fs::read_to_string(config).unwrap();
+    let mut table: toml::Table = text.parse().unwrap();
+    let mut set = |section: &str, key: &str, value: toml::Value| {
+        let section = table.entry(section).or_insert_with(|| toml::Table::new().into());
+        section.as_table_mut().unwrap().insert(key.to_owned(), value);
+    };
+    set("run", "rounds", (ROUNDS as i64).into());
+    set("run", "seed", 21.into());
+    set("run", "retain_updates_rounds", 3.into());
+    set("cohort", "size", (DEVICES as i64).into());
+    set("cohort", "quorum", (DEVICES as i64).into());
+    set("training", "sequence_length", 32.into());
+    set("timing", "retry_min_s", 0.05.into());
+    set("timing", "retry_max_s", 0.2.into());
+    std::fs::write(config, table.to_string()).unwrap();
+}
+
+fn client(config: &ClientConfig) -> Command {
+    let folder = config.ca.parent().unwrap();
+    let mut command = program("floret-client");
+    command.args(["history", "--verify", "--config"]).arg(folder.join("client.toml"));
+    command
+}
+
+fn error(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_fifty_times_ends_with_the_same_adapter() {
+    let seed = 5;
+    println!("seed {seed}");
+    let (want, _) = Site::new().run(0, seed).await;
+    let site = Site::new();
+    let (adapter, mut recoveries) = site.run(KILLS, seed).await;
+    assert_eq!(adapter, want);
+    recoveries.sort();
+    let median = recoveries[recoveries.len() / 2];
+    println!(
+        "{KILLS} kills; recovery: median {median:?}, longest {:?}",
+        recoveries.last().unwrap()
+    );
+
+    succeed(program("floret-server").args(["verify", "--config", &site.home]));
+    for config in &site.devices {
+        assert_eq!(history::read(&config.state).unwrap().len() as u64, ROUNDS);
+        succeed(&mut client(config));
+    }
+    what_is_tampered_with_is_named(&site);
+}
+
+/// One byte of each file that matters, at several places, and a cut end.
+fn what_is_tampered_with_is_named(site: &Site) {
+    let adapter = format!("adapters/adapter-{ROUNDS:08}.f32");
+    for (file, places, want) in
+        [("ledger.jsonl", 40, "ledger entry"), (&adapter, 5, "ledger entry")]
+    {
+        let path = site.state(file);
+        let whole = std::fs::read(&path).unwrap();
+        for place in 0..places {
+            let mut bytes = whole.clone();
+            bytes[place * (whole.len() - 1) / places] ^= 1;
+            std::fs::write(&path, &bytes).unwrap();
+            let output = site.verify();
+            assert!(
+                !output.status.success() && error(&output).contains(want),
+                "{}",
+                error(&output)
+            );
+        }
+        std::fs::write(&path, &whole).unwrap();
+        succeed(program("floret-server").args(["verify", "--config", &site.home]));
+    }
+    let path = site.state("ledger.jsonl");
+    let whole = std::fs::read(&path).unwrap();
+    let last = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap();
+    std::fs::write(&path, &whole[..=last]).unwrap();
+    let cut = error(&site.verify());
+    assert!(cut.contains("ledger entry 21: the ledger ends before it"), "{cut}");
+    std::fs::write(&path, &whole).unwrap();
+
+    let config = &site.devices[3];
+    let path = config.state.join(history::HISTORY);
+    let whole = std::fs::read(&path).unwrap();
+    for place in 0..40 {
+        let mut bytes = whole.clone();
+        bytes[place * (whole.len() - 1) / 40] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let output = client(config).output().unwrap();
+        let told = error(&output);
+        assert!(!output.status.success() && told.contains("history entry"), "{told}");
+    }
+}
