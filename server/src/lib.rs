@@ -58,7 +58,7 @@ pub mod tls;
 
 pub use config::{Config, ServerSection};
 pub use driver::PublishedAdapter;
-pub use enroll::{Enrolment, enroll};
+pub use enroll::{Enrolment, enroll, enroll_all};
 pub use error::CommandError;
 pub use export::{Exported, export};
 pub use home::Home;
