@@ -20,6 +20,9 @@ use tonic::{Code, Status};
 /// Longest wait for the answer to a small call, and for each chunk of a long one.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// TLS alerts that tell of bytes that changed on the way, by their names in rustls.
+const DAMAGE: [&str; 4] = ["BadRecordMac", "DecodeError", "RecordOverflow", "UnexpectedMessage"];
+
 /// Bytes that gRPC puts before each message.
 const FRAME: usize = 5;
 
@@ -293,7 +296,7 @@ fn explain(status: Status) -> CallError {
     let mut cause = std::error::Error::source(&status);
     while let Some(error) = cause {
         let text = error.to_string();
-        if text.contains("fatal alert") || text.contains("invalid peer certificate") {
+        if is_distrust(&text) {
             return CallError::NotTrusted(text);
         }
         if !message.contains(&text) {
@@ -307,6 +310,12 @@ fn explain(status: Status) -> CallError {
         return CallError::Unavailable { message, after: after.map(Duration::from_millis) };
     }
     CallError::Refused { code, message }
+}
+
+/// Whether the text of a TLS error says that one side does not believe the other.
+fn is_distrust(text: &str) -> bool {
+    let damaged = DAMAGE.iter().any(|alert| text.contains(alert));
+    text.contains("invalid peer certificate") || (text.contains("fatal alert") && !damaged)
 }
 
 /// Whether the same call may succeed later.
@@ -354,6 +363,22 @@ mod tests {
         assert!(matches!(damaged, CallError::Unavailable { .. }));
         let refused = explain(status(Code::InvalidArgument, "not-finite", ""));
         assert!(matches!(refused, CallError::Refused { code, .. } if code == "not-finite"));
+    }
+
+    #[test]
+    fn damage_on_the_way_is_no_distrust() {
+        for (text, passes) in [
+            ("received fatal alert: BadRecordMac", true),
+            ("received fatal alert: UnknownCA", false),
+            ("received fatal alert: CertificateExpired", false),
+            ("invalid peer certificate: UnknownIssuer", false),
+            ("connection reset by peer", true),
+        ] {
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidData, text);
+            let error = explain(Status::from_error(Box::new(source)));
+            assert_eq!(matches!(error, CallError::Unavailable { .. }), passes, "{error:?}");
+            assert_eq!(matches!(error, CallError::NotTrusted(_)), !passes, "{error:?}");
+        }
     }
 
     #[test]
