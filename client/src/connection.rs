@@ -1,5 +1,6 @@
 //! The calls of the wire contract over mutual TLS, with what went over the wire counted.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,14 +15,21 @@ use floret_proto::limits::{CHUNK_BYTES, MESSAGE_BYTES_MAX, PROTOCOL, REASON_KEY,
 use floret_proto::v1;
 use floret_proto::v1::federation_client::FederationClient;
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
+
+use crate::calls::{Begun, Call, CallKind, WatchCalls};
+use crate::dial::Dialer;
 
 /// Longest wait for the answer to a small call, and for each chunk of a long one.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longest time for a whole report; one that breaks off is sent again.
 const REPORT_PATIENCE: Duration = Duration::from_secs(600);
+
+/// TLS alerts that tell of bytes that changed on the way, by their names in rustls.
+const DAMAGE: [&str; 4] = ["BadRecordMac", "DecodeError", "RecordOverflow", "UnexpectedMessage"];
 
 /// Bytes that gRPC puts before each message.
 const FRAME: usize = 5;
@@ -38,7 +46,7 @@ pub struct Credentials {
 #[error("cannot read {path}: {source}")]
 pub struct UnreadableCredentials {
     path: PathBuf,
-    source: std::io::Error,
+    source: io::Error,
 }
 
 impl Credentials {
@@ -121,10 +129,17 @@ pub enum CallError {
 }
 
 /// A connection to the server; it is opened when first used, and again when it was lost.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Connection {
     client: FederationClient<Channel>,
     traffic: Arc<Traffic>,
+    watch: Option<WatchCalls>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("traffic", &self.traffic).finish_non_exhaustive()
+    }
 }
 
 impl Connection {
@@ -133,19 +148,42 @@ impl Connection {
     /// # Errors
     /// An address or PEM that cannot be used.
     pub fn new(server: &str, credentials: &Credentials) -> Result<Self, tonic::transport::Error> {
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&credentials.ca))
-            .identity(Identity::from_pem(&credentials.certificate, &credentials.key));
-        let channel = Endpoint::from_shared(server.to_owned())?
-            .tls_config(tls)?
-            .connect_timeout(Duration::from_secs(20))
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(20))
-            .connect_lazy();
+        Ok(Self::over(endpoint(server, credentials)?.connect_lazy()))
+    }
+
+    /// A connection to `server` over streams that `dial` opens, with TLS on top: a socket that is
+    /// slowed or cut, say.
+    ///
+    /// # Errors
+    /// An address or PEM that cannot be used.
+    pub fn dialed<F, S>(
+        server: &str,
+        credentials: &Credentials,
+        dial: impl FnMut() -> F + Send + 'static,
+    ) -> Result<Self, tonic::transport::Error>
+    where
+        F: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let endpoint = endpoint(server, credentials)?;
+        Ok(Self::over(endpoint.connect_with_connector_lazy(Dialer(dial))))
+    }
+
+    fn over(channel: Channel) -> Self {
         let client = FederationClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Self { client, traffic: Arc::default() })
+        Self { client, traffic: Arc::default(), watch: None }
+    }
+
+    /// The same connection, with `watch` hearing of each of its calls.
+    #[must_use]
+    pub fn watched(self, watch: impl Fn(&Call<'_>) + Send + Sync + 'static) -> Self {
+        Self { watch: Some(Arc::new(watch)), ..self }
+    }
+
+    fn begin(&self, kind: CallKind) -> Begun {
+        Begun::now(kind, self.watch.clone())
     }
 
     /// What went over it so far.
@@ -159,6 +197,11 @@ impl Connection {
     /// # Errors
     /// See [`CallError`].
     pub async fn check_in(&mut self) -> Result<CheckIn, CallError> {
+        let call = self.begin(CallKind::CheckIn);
+        call.end(self.ask_for_work().await)
+    }
+
+    async fn ask_for_work(&mut self) -> Result<CheckIn, CallError> {
         let compressions = [Compression::None, Compression::Int8];
         let request = v1::CheckInRequest {
             protocol_min: PROTOCOL,
@@ -196,6 +239,15 @@ impl Connection {
         version: Version,
         layout: Arc<Layout>,
     ) -> Result<Adapter, CallError> {
+        let call = self.begin(CallKind::FetchAdapter);
+        call.end(self.receive_adapter(version, layout).await)
+    }
+
+    async fn receive_adapter(
+        &mut self,
+        version: Version,
+        layout: Arc<Layout>,
+    ) -> Result<Adapter, CallError> {
         let request = v1::FetchAdapterRequest { version: version.0 };
         self.traffic.sent(&request);
         let mut chunks = patiently(self.client.fetch_adapter(request)).await?;
@@ -220,6 +272,11 @@ impl Connection {
     /// # Errors
     /// See [`CallError`].
     pub async fn report(&mut self, update: &ClientUpdate) -> Result<SignedReceipt, CallError> {
+        let call = self.begin(CallKind::Report);
+        call.end(self.send_update(update).await)
+    }
+
+    async fn send_update(&mut self, update: &ClientUpdate) -> Result<SignedReceipt, CallError> {
         let chunks = report_chunks(update);
         for chunk in &chunks {
             self.traffic.sent(chunk);
@@ -239,12 +296,29 @@ impl Connection {
     /// # Errors
     /// See [`CallError`].
     pub async fn decline(&mut self, round: Round, reason: &str) -> Result<(), CallError> {
+        let call = self.begin(CallKind::Decline);
+        call.end(self.send_decline(round, reason).await)
+    }
+
+    async fn send_decline(&mut self, round: Round, reason: &str) -> Result<(), CallError> {
         let request = v1::DeclineRequest { round: round.0, reason: reason.to_owned() };
         self.traffic.sent(&request);
         let response = patiently(self.client.decline(request)).await?;
         self.traffic.received(&response);
         Ok(())
     }
+}
+
+/// How the server is reached; nothing is opened yet.
+fn endpoint(server: &str, credentials: &Credentials) -> Result<Endpoint, tonic::transport::Error> {
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&credentials.ca))
+        .identity(Identity::from_pem(&credentials.certificate, &credentials.key));
+    Ok(Endpoint::from_shared(server.to_owned())?
+        .tls_config(tls)?
+        .connect_timeout(Duration::from_secs(20))
+        .http2_keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20)))
 }
 
 /// The answer to a check-in.
@@ -295,7 +369,7 @@ fn explain(status: Status) -> CallError {
     let mut cause = std::error::Error::source(&status);
     while let Some(error) = cause {
         let text = error.to_string();
-        if text.contains("fatal alert") || text.contains("invalid peer certificate") {
+        if is_distrust(&text) {
             return CallError::NotTrusted(text);
         }
         if !message.contains(&text) {
@@ -309,6 +383,12 @@ fn explain(status: Status) -> CallError {
         return CallError::Unavailable { message, after: after.map(Duration::from_millis) };
     }
     CallError::Refused { code, message }
+}
+
+/// Whether the text of a TLS error says that one side does not believe the other.
+fn is_distrust(text: &str) -> bool {
+    let damaged = DAMAGE.iter().any(|alert| text.contains(alert));
+    text.contains("invalid peer certificate") || (text.contains("fatal alert") && !damaged)
 }
 
 /// Whether the same call may succeed later.
@@ -356,6 +436,22 @@ mod tests {
         assert!(matches!(damaged, CallError::Unavailable { .. }));
         let refused = explain(status(Code::InvalidArgument, "not-finite", ""));
         assert!(matches!(refused, CallError::Refused { code, .. } if code == "not-finite"));
+    }
+
+    #[test]
+    fn damage_on_the_way_is_no_distrust() {
+        for (text, passes) in [
+            ("received fatal alert: BadRecordMac", true),
+            ("received fatal alert: UnknownCA", false),
+            ("received fatal alert: CertificateExpired", false),
+            ("invalid peer certificate: UnknownIssuer", false),
+            ("connection reset by peer", true),
+        ] {
+            let source = io::Error::new(io::ErrorKind::InvalidData, text);
+            let error = explain(Status::from_error(Box::new(source)));
+            assert_eq!(matches!(error, CallError::Unavailable { .. }), passes, "{error:?}");
+            assert_eq!(matches!(error, CallError::NotTrusted(_)), !passes, "{error:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! - [`config`]: what `client.toml` says
 //! - [`data`]: the private examples on this device
 //! - [`connection`]: the calls of the wire contract over mutual TLS
+//! - [`calls`], `dial`: what it tells of its calls, and another way to the server than a socket
 //! - [`backoff`]: how long to wait before trying again
 //! - [`training_thread`]: the one long-lived thread that trains
 //! - [`driver`]: asks the session what to do, does it, brings the result back
@@ -13,9 +14,11 @@
 //! - [`report`]: what the program tells its user
 
 pub mod backoff;
+pub mod calls;
 pub mod config;
 pub mod connection;
 pub mod data;
+mod dial;
 pub mod driver;
 pub mod history;
 pub mod report;
@@ -24,6 +27,7 @@ pub mod store;
 pub mod training_thread;
 
 pub use backoff::Backoff;
+pub use calls::{Call, CallKind};
 pub use config::ClientConfig;
 pub use connection::{CallError, Connection, Credentials, Traffic};
 pub use data::{PrivateData, read_examples};

@@ -4,11 +4,13 @@ mod serve;
 mod status;
 mod verify;
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::ensure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use floret_core::{ClientId, Version};
 use floret_server::{CommandError, Config, Enrolment, Home, ServerError, ServerSection};
@@ -31,7 +33,7 @@ enum Command {
     Init(InitArgs),
     /// Run the server until Ctrl-C or SIGTERM.
     Serve(serve::ServeArgs),
-    /// Write the folder that a device needs to take part.
+    /// Write the folder that a device needs to take part; several devices at once, if you like.
     Enroll(EnrollArgs),
     /// Show where the run stands.
     Status(status::StatusArgs),
@@ -78,10 +80,11 @@ impl ConfigArg {
 #[derive(Debug, Args)]
 struct EnrollArgs {
     /// Name of the device: 1 to 63 lowercase letters, digits or '-'.
-    name: ClientId,
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<ClientId>,
     #[command(flatten)]
     config: ConfigArg,
-    /// Folder for the device's files.
+    /// Folder for the device's files; with several names, for a folder of each name.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Where the device finds the server, if not at the first host of server.toml.
@@ -167,12 +170,27 @@ fn enroll(args: &EnrollArgs) -> anyhow::Result<ExitCode> {
     let (home, config) = args.config.load()?;
     let url = config.url();
     let server = args.server.as_deref().unwrap_or(&url);
-    let enrolment = Enrolment { name: &args.name, out: &args.out, server, force: args.force };
-    floret_server::enroll(&home, &config, &enrolment)?;
-    let (name, out) = (&args.name, args.out.display());
-    say(format_args!(
-        "{name} is enrolled: move {out} to the device by a safe way, and check its client.toml"
-    ))?;
+    let unique: BTreeSet<&ClientId> = args.names.iter().collect();
+    ensure!(unique.len() == args.names.len(), "a device is named twice: name each once");
+    let folder = |name: &ClientId| match args.names.len() {
+        1 => args.out.clone(),
+        _ => args.out.join(name.as_str()),
+    };
+    let folders: Vec<PathBuf> = args.names.iter().map(folder).collect();
+    let devices = args.names.iter().zip(&folders);
+    let devices = devices.map(|(name, out)| Enrolment { name, out, server, force: args.force });
+    floret_server::enroll_all(&home, &config, &devices.collect::<Vec<_>>())?;
+    let out = args.out.display();
+    match args.names.as_slice() {
+        [name] => say(format_args!(
+            "{name} is enrolled: move {out} to the device by a safe way, and check its client.toml"
+        ))?,
+        names => say(format_args!(
+            "{} devices are enrolled: move each folder in {out} to its device by a safe way, and \
+             check its client.toml",
+            names.len()
+        ))?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,7 +1,8 @@
 //! `enroll`: what a device needs to take part.
 
 use std::fs;
-use std::path::Path;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
 
 use floret_core::ClientId;
 use toml::Value;
@@ -11,6 +12,9 @@ use crate::config::Config;
 use crate::error::CommandError;
 use crate::files::{self, Access};
 use crate::home::Home;
+
+/// Threads that write the folders of several devices: each waits for the disk most of the time.
+const WRITERS: usize = 8;
 
 /// A device to enrol.
 #[derive(Debug, Clone, Copy)]
@@ -33,30 +37,84 @@ pub struct Enrolment<'a> {
 /// A device or folder that is there already, unless forced; an authority whose files are missing
 /// or damaged; a file that cannot be written.
 pub fn enroll(home: &Home, config: &Config, enrolment: &Enrolment<'_>) -> Result<(), CommandError> {
-    let Enrolment { name, out, force, .. } = *enrolment;
-    let record = home.devices().join(format!("{name}.pem"));
-    let [key, certificate, settings] =
-        ["key.pem", "cert.pem", "client.toml"].map(|file| out.join(file));
-    for path in [&record, &key, &certificate, &settings] {
-        if !force && path.exists() {
-            let hint = "the device is enrolled; add --force to give it a new key and certificate";
-            return Err(CommandError::Exists { path: path.clone(), hint });
-        }
-    }
-    let credentials = Authority::load(home)?.issue_device(name)?;
-    let ca = files::read(&home.ca_certificate())?;
-    files::create_dir(out, Access::Shared)?;
+    enroll_all(home, config, std::slice::from_ref(enrolment))
+}
+
+/// Enrols several devices of different names, as [`enroll`] does one, with the authority read once.
+/// If one of them is refused, none is enrolled.
+///
+/// # Errors
+/// See [`enroll`]. When a file cannot be written, some of the devices may be enrolled.
+pub fn enroll_all(
+    home: &Home,
+    config: &Config,
+    enrolments: &[Enrolment<'_>],
+) -> Result<(), CommandError> {
+    enrolments.iter().try_for_each(|enrolment| refuse_existing(home, enrolment))?;
+    let issuer = Issuer {
+        authority: Authority::load(home)?,
+        ca: files::read(&home.ca_certificate())?,
+        ledger_key: files::read(&home.ledger_public_key())?,
+    };
     files::create_dir(&home.devices(), Access::Shared)?;
-    files::replace(&out.join("ca.pem"), Access::Shared, &ca)?;
-    let ledger = files::read(&home.ledger_public_key())?;
-    files::replace(&out.join("ledger.pub"), Access::Shared, &ledger)?;
-    files::replace(&key, Access::Private, credentials.key.as_bytes())?;
-    files::replace(&certificate, Access::Shared, credentials.certificate.as_bytes())?;
+    let write_all = |some: &[Enrolment<'_>]| {
+        some.iter().try_for_each(|enrolment| write(home, config, &issuer, enrolment))
+    };
+    std::thread::scope(|scope| {
+        let share = enrolments.len().div_ceil(WRITERS).max(1);
+        let writers = enrolments.chunks(share).map(|some| scope.spawn(move || write_all(some)));
+        let writers: Vec<_> = writers.collect();
+        writers
+            .into_iter()
+            .try_for_each(|writer| writer.join().unwrap_or_else(|p| resume_unwind(p)))
+    })
+}
+
+/// What every enrolment needs, read once.
+struct Issuer {
+    authority: Authority,
+    ca: Vec<u8>,
+    ledger_key: Vec<u8>,
+}
+
+fn refuse_existing(home: &Home, enrolment: &Enrolment<'_>) -> Result<(), CommandError> {
+    let Enrolment { name, out, force, .. } = *enrolment;
+    let files = ["key.pem", "cert.pem", "client.toml"].map(|file| out.join(file));
+    let found = [record(home, name)].into_iter().chain(files).find(|path| path.exists());
+    match found {
+        Some(path) if !force => {
+            let hint = "the device is enrolled; add --force to give it a new key and certificate";
+            Err(CommandError::Exists { path, hint })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where the server keeps a device's certificate.
+fn record(home: &Home, name: &ClientId) -> PathBuf {
+    home.devices().join(format!("{name}.pem"))
+}
+
+fn write(
+    home: &Home,
+    config: &Config,
+    issuer: &Issuer,
+    enrolment: &Enrolment<'_>,
+) -> Result<(), CommandError> {
+    let Enrolment { name, out, .. } = *enrolment;
+    let credentials = issuer.authority.issue_device(name)?;
+    let certificate = credentials.certificate.as_bytes();
+    files::create_dir(out, Access::Shared)?;
+    files::replace(&out.join("ca.pem"), Access::Shared, &issuer.ca)?;
+    files::replace(&out.join("ledger.pub"), Access::Shared, &issuer.ledger_key)?;
+    files::replace(&out.join("key.pem"), Access::Private, credentials.key.as_bytes())?;
+    files::replace(&out.join("cert.pem"), Access::Shared, certificate)?;
+    let settings = out.join("client.toml");
     if !settings.exists() {
         let text = client_settings(home, config, enrolment);
         files::replace(&settings, Access::Shared, text.as_bytes())?;
     }
-    Ok(files::replace(&record, Access::Shared, credentials.certificate.as_bytes())?)
+    Ok(files::replace(&record(home, name), Access::Shared, certificate)?)
 }
 
 /// A `client.toml`. The base model's path is the server's, in case both share a machine.

@@ -62,7 +62,7 @@ mod verify;
 
 pub use config::{Config, ServerSection};
 pub use driver::PublishedAdapter;
-pub use enroll::{Enrolment, enroll};
+pub use enroll::{Enrolment, enroll, enroll_all};
 pub use error::CommandError;
 pub use export::{Exported, export};
 pub use home::Home;

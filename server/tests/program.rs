@@ -102,6 +102,39 @@ fn init_enroll_and_status_work_from_the_shell() {
     assert!(text(&status.stderr).contains("holds no run yet"), "{}", text(&status.stderr));
 }
 
+#[test]
+fn several_devices_are_enrolled_at_once_or_none() {
+    let site = Site::new(8);
+    let dir = site.home.dir().to_str().unwrap();
+    let out = site.dir.path().join("fleet");
+    let second = out.join("phone-2");
+    let [fleet, file] = [&out, &second].map(|path| path.to_str().unwrap());
+    let options = ["--config", dir, "--out", fleet];
+    let enroll = |names: &[&str]| run(&[&["enroll"], names, &options[..]].concat());
+
+    let twice = enroll(&["phone-1", "phone-1"]);
+    assert!(text(&twice.stderr).contains("named twice"), "{}", text(&twice.stderr));
+    let single = run(&["enroll", "phone-2", "--config", dir, "--out", file]);
+    assert!(single.status.success(), "{}", text(&single.stderr));
+    let refused = enroll(&["phone-1", "phone-2", "phone-3"]);
+    assert!(text(&refused.stderr).contains("phone-2.pem"), "{}", text(&refused.stderr));
+    assert!(!out.join("phone-1").exists(), "one that cannot be enrolled holds the others back");
+
+    let names: Vec<String> = (10..31).map(|i| format!("phone-{i}")).collect();
+    let many = enroll(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(text(&many.stdout).starts_with("21 devices are enrolled"), "{many:?}");
+    let mut keys = std::collections::BTreeSet::new();
+    for name in &names {
+        let client = std::fs::read_to_string(out.join(name).join("client.toml")).unwrap();
+        assert!(client.contains(&format!("name = \"{name}\"")), "{client}");
+        keys.insert(std::fs::read(out.join(name).join("key.pem")).unwrap());
+        let record = site.home.devices().join(format!("{name}.pem"));
+        let certificate = std::fs::read(out.join(name).join("cert.pem")).unwrap();
+        assert_eq!(std::fs::read(record).unwrap(), certificate);
+    }
+    assert_eq!(keys.len(), names.len());
+}
+
 fn check_enrolment(out: &Path, model: &str) {
     let client = std::fs::read_to_string(out.join("client.toml")).unwrap();
     let client: toml::Table = client.parse().unwrap();

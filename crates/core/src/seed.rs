@@ -30,6 +30,8 @@ pub enum Purpose {
     BaseInit,
     /// Tokens drawn while generating.
     Sampling,
+    /// What goes wrong for a device under a load test.
+    Mishap,
 }
 
 impl Purpose {
@@ -43,6 +45,7 @@ impl Purpose {
             Self::RetryJitter => "retry-jitter",
             Self::BaseInit => "base-init",
             Self::Sampling => "sampling",
+            Self::Mishap => "mishap",
         }
     }
 }

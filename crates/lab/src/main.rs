@@ -1,6 +1,7 @@
 //! `floret-lab`, the researcher's program.
 
 mod bench;
+mod load;
 mod pretrain;
 mod shapes;
 
@@ -22,6 +23,8 @@ enum Command {
     /// Measure how fast this machine trains and generates.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Put a server under the load of many devices, some of them slow, absent or broken.
+    Load(load::Args),
     /// Train a small base model from texts, for trying things out without a download.
     Pretrain(pretrain::Args),
 }
@@ -29,6 +32,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Bench(command) => bench::run(&command),
+        Command::Load(args) => load::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
     }
 }
