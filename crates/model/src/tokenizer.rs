@@ -1,6 +1,7 @@
 //! A `tokenizer.json`, as crate `tokenizers` reads it.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -39,6 +40,11 @@ pub enum InvalidTokenizer {
     },
 }
 
+fn unreadable(path: &Path, error: &dyn Error) -> InvalidTokenizer {
+    let problem = format!("it cannot be read as a tokenizer: {error}");
+    InvalidTokenizer::File { path: path.to_owned(), problem }
+}
+
 /// A text that the tokenizer could not take, or ids that it could not turn into text. The text is
 /// private and is not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -51,10 +57,21 @@ impl Tokenizer {
     /// # Errors
     /// A file that is missing or no tokenizer, or has ids beyond the model's vocabulary.
     pub fn open(path: &Path, config: &ModelConfig) -> Result<Self, InvalidTokenizer> {
-        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(|error| {
-            let problem = format!("it cannot be read as a tokenizer: {error}");
-            InvalidTokenizer::File { path: path.to_owned(), problem }
-        })?;
+        let text = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
+        Self::from_bytes(path, &text, config)
+    }
+
+    /// Reads `bytes`, the content of the file at `path`, for a model of shape `config`.
+    ///
+    /// # Errors
+    /// No tokenizer, or ids beyond the model's vocabulary.
+    pub fn from_bytes(
+        path: &Path,
+        bytes: &[u8],
+        config: &ModelConfig,
+    ) -> Result<Self, InvalidTokenizer> {
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| unreadable(path, &*error))?;
         let vocab_size = config.vocab_size;
         match inner.get_vocab(true).into_values().max() {
             Some(id) if id as usize >= vocab_size => {
