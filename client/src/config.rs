@@ -125,7 +125,15 @@ impl ClientConfig {
     pub fn read(path: &Path) -> Result<Self, InvalidClientConfig> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| InvalidClientConfig::Unreadable { path: path.into(), source })?;
-        let mut config: Self = from_toml(&path.display().to_string(), &text)?;
+        Self::from_text(path, &text)
+    }
+
+    /// Reads `text`, the content of the configuration file at `path`.
+    ///
+    /// # Errors
+    /// An unknown key, or a value out of range.
+    pub fn from_text(path: &Path, text: &str) -> Result<Self, InvalidClientConfig> {
+        let mut config: Self = from_toml(&path.display().to_string(), text)?;
         let value = |field, value: String, accepted| {
             Err(InvalidClientConfig::Value { path: path.into(), field, value, accepted })
         };

@@ -1,5 +1,6 @@
 //! The calls of the wire contract over mutual TLS, with what went over the wire counted.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use floret_core::{Adapter, ClientUpdate, Layout, Round, SignedReceipt, Version};
 use floret_device::Input;
 use floret_device::session::RunEnd;
 use floret_proto::convert::{self, ReportHeader};
+use floret_proto::gather::Pieces;
 use floret_proto::limits::{CHUNK_BYTES, MESSAGE_BYTES_MAX, PROTOCOL, REASON_KEY, RETRY_AFTER_KEY};
 use floret_proto::v1;
 use floret_proto::v1::federation_client::FederationClient;
@@ -251,20 +253,16 @@ impl Connection {
         let request = v1::FetchAdapterRequest { version: version.0 };
         self.traffic.sent(&request);
         let mut chunks = patiently(self.client.fetch_adapter(request)).await?;
-        let mut bytes = Vec::with_capacity(layout.bytes());
+        let contract = |error: &dyn Error| CallError::Contract(format!("the adapter: {error}"));
+        let mut pieces = Pieces::new(layout.bytes());
         loop {
             let next = tokio::time::timeout(PATIENCE, chunks.message()).await;
             let Some(chunk) = next.map_err(|_| too_slow())?.map_err(explain)? else { break };
             self.traffic.received(&chunk);
-            if bytes.len() + chunk.data.len() > layout.bytes() {
-                let size = layout.bytes();
-                return Err(CallError::Contract(format!(
-                    "the adapter is larger than {size} bytes"
-                )));
-            }
-            bytes.extend_from_slice(&chunk.data);
+            pieces.push(&chunk.data).map_err(|error| contract(&error))?;
         }
-        Adapter::from_bytes(layout, &bytes).map_err(|error| CallError::Contract(error.to_string()))
+        let bytes = pieces.finish().map_err(|error| contract(&error))?;
+        Adapter::from_bytes(layout, &bytes).map_err(|error| contract(&error))
     }
 
     /// Sends an update.
@@ -366,7 +364,7 @@ fn too_slow() -> CallError {
 fn explain(status: Status) -> CallError {
     let metadata = |key| status.metadata().get(key).and_then(|value| value.to_str().ok());
     let mut message = status.message().to_owned();
-    let mut cause = std::error::Error::source(&status);
+    let mut cause = Error::source(&status);
     while let Some(error) = cause {
         let text = error.to_string();
         if is_distrust(&text) {

@@ -42,6 +42,18 @@ impl fmt::Display for SkippedLine {
     }
 }
 
+impl PrivateData {
+    /// Adds the examples of `bytes`, the content of `file`, whose name tells its kind.
+    pub fn add(&mut self, file: &Path, bytes: &[u8]) {
+        match kind(file) {
+            Some(Kind::Lines) => read_lines(file, bytes, self),
+            Some(Kind::Paragraphs) => read_paragraphs(file, bytes, self),
+            None => return,
+        }
+        self.files += 1;
+    }
+}
+
 /// Data that gives no example.
 #[derive(Debug, thiserror::Error)]
 pub enum NoData {
@@ -86,12 +98,7 @@ pub fn read_examples(path: &Path) -> Result<PrivateData, NoData> {
     let mut data = PrivateData::default();
     for file in files {
         let bytes = std::fs::read(&file).map_err(|source| unreadable(&file, source))?;
-        match kind(&file) {
-            Some(Kind::Lines) => read_lines(&file, &bytes, &mut data),
-            Some(Kind::Paragraphs) => read_paragraphs(&file, &bytes, &mut data),
-            None => continue,
-        }
-        data.files += 1;
+        data.add(&file, &bytes);
     }
     if data.examples.is_empty() {
         let (path, files, skipped) = (path.to_owned(), data.files, data.skipped.len());

@@ -5,9 +5,11 @@
 //!
 //! - [`v1`]: generated messages, client and server
 //! - [`convert`]: messages to and from core types
+//! - [`gather`]: chunks become what was announced
 //! - [`limits`]: sizes that both sides keep
 
 pub mod convert;
+pub mod gather;
 pub mod limits;
 
 /// The generated messages, client and server.

@@ -185,7 +185,15 @@ impl Config {
             Err(error) if error.is_missing() => return Err(ConfigError::Missing(path.to_owned())),
             text => text?,
         };
-        let config: Self = from_toml(&path.display().to_string(), &text)?;
+        Self::from_text(&path.display().to_string(), &text)
+    }
+
+    /// Reads and checks the text of the settings file `file` (its name, for errors).
+    ///
+    /// # Errors
+    /// An unknown key (with the nearest known one), or a value out of range.
+    pub fn from_text(file: &str, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = from_toml(file, text)?;
         config.validate()?;
         Ok(config)
     }

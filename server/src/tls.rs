@@ -84,19 +84,26 @@ fn bad_pem(path: &Path, problem: &str) -> TlsError {
 
 /// A verified certificate that names no device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NoIdentity {
+pub enum NoIdentity {
+    /// None, or not an X.509 certificate.
     #[error("the device showed no certificate that can be read")]
     Unreadable,
+    /// None or several names.
     #[error("the certificate has {0} subject alternative names where one DNS name is needed")]
     Names(usize),
+    /// Another kind of name.
     #[error("the certificate's subject alternative name is no DNS name")]
     NotDns,
+    /// A name that no device has.
     #[error("the certificate's DNS name is no client name: {0}")]
     Name(#[from] floret_core::id::InvalidName),
 }
 
-/// The device's name: the one DNS name of its certificate.
-pub(crate) fn client_id(certificate: Option<&CertificateDer<'_>>) -> Result<ClientId, NoIdentity> {
+/// The device's name: the one DNS name of its certificate, which TLS has verified.
+///
+/// # Errors
+/// No certificate, one that cannot be read, or one with other names than a device's.
+pub fn client_id(certificate: Option<&CertificateDer<'_>>) -> Result<ClientId, NoIdentity> {
     let certificate = certificate.ok_or(NoIdentity::Unreadable)?;
     let (_, certificate) =
         X509Certificate::from_der(certificate).map_err(|_| NoIdentity::Unreadable)?;

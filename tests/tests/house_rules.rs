@@ -131,7 +131,7 @@ fn the_rules_below_touch_no_file_socket_clock_or_environment() {
 #[test]
 fn files_stay_readable() {
     let mut long = Vec::new();
-    for folder in ["client/src", "server/src", "proto/src", "crates", "examples/src"] {
+    for folder in ["client/src", "server/src", "proto/src", "crates", "examples/src", "fuzz/src"] {
         for file in sources(&root().join(folder)) {
             let text = std::fs::read_to_string(&file).unwrap();
             let production = text.split("#[cfg(test)]").next().unwrap_or_default();
@@ -148,7 +148,7 @@ fn files_stay_readable() {
 fn unsafe_code_stays_in_the_kernels() {
     let kernels = root().join("crates/model/src/kernels");
     let mut inside = 0;
-    for folder in ["client/src", "server/src", "proto/src", "crates", "examples/src"] {
+    for folder in ["client/src", "server/src", "proto/src", "crates", "examples/src", "fuzz/src"] {
         for file in sources(&root().join(folder)) {
             let text = std::fs::read_to_string(&file).unwrap();
             if text.contains("allow(unsafe_code") {

@@ -249,6 +249,8 @@ impl ModelConfig {
 
     fn validate(&self) -> Result<(), InvalidModelConfig> {
         const DIM_MAX: usize = 1 << 20;
+        const LAYERS_MAX: usize = 1 << 12;
+        const POSITIONS_MAX: usize = 1 << 24;
         let sizes = [
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -260,7 +262,11 @@ impl ModelConfig {
             ("max_position_embeddings", self.max_positions),
         ];
         for (field, size) in sizes {
-            let limit = if field == "max_position_embeddings" { 1 << 24 } else { DIM_MAX };
+            let limit = match field {
+                "max_position_embeddings" => POSITIONS_MAX,
+                "num_hidden_layers" => LAYERS_MAX,
+                _ => DIM_MAX,
+            };
             if !(1..=limit).contains(&size) {
                 return Err(unsupported(field, &size.into(), format!("use 1 to {limit}")));
             }
@@ -268,6 +274,11 @@ impl ModelConfig {
         if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             let hint = format!("it must divide num_attention_heads = {}", self.num_heads);
             return Err(unsupported("num_key_value_heads", &self.num_kv_heads.into(), hint));
+        }
+        if self.num_heads * self.head_dim > DIM_MAX {
+            let (heads, limit) = (self.num_heads, DIM_MAX);
+            let hint = format!("{heads} heads of this width are over {limit} together");
+            return Err(unsupported("head_dim", &self.head_dim.into(), hint));
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(unsupported("head_dim", &self.head_dim.into(), "it must be even"));
@@ -406,8 +417,12 @@ fn rope(fields: &Fields) -> Result<Rope, InvalidModelConfig> {
         high_freq_factor: number(map, "high_freq_factor")?,
         original_max_positions: number(map, "original_max_position_embeddings")?,
     };
-    if !(scaling.factor >= 1.0 && scaling.high_freq_factor > scaling.low_freq_factor) {
-        let hint = "factor must be at least 1 and high_freq_factor above low_freq_factor";
+    let in_order = 0.0 <= scaling.low_freq_factor
+        && scaling.low_freq_factor < scaling.high_freq_factor
+        && scaling.original_max_positions > 0.0;
+    if !(scaling.factor >= 1.0 && in_order) {
+        let hint = "factor must be at least 1, original_max_position_embeddings and \
+                    low_freq_factor positive, and high_freq_factor above low_freq_factor";
         return Err(unsupported("rope_scaling", &Value::Object(map.clone()), hint));
     }
     Ok(Rope { theta, scaling: Some(scaling) })

@@ -117,7 +117,8 @@ pub fn from_peft(
         let problem = "does not belong to the model and settings of this adapter".to_owned();
         return Err(InvalidPeft::Tensor { name: name.to_owned(), problem });
     }
-    let mut values = Vec::with_capacity(layout.len());
+    // What the settings announce is allocated only when the tensors are there.
+    let mut views = Vec::with_capacity(layout.tensors().len());
     for spec in layout.tensors() {
         let wrong = |problem| InvalidPeft::Tensor { name: spec.name.clone(), problem };
         let view = file.tensor(&spec.name).map_err(|_| wrong("is missing".to_owned()))?;
@@ -125,8 +126,15 @@ pub fn from_peft(
             let (got, want) = (view.shape(), spec.shape);
             return Err(wrong(format!("has shape {got:?} where {want:?} is needed")));
         }
-        let tensor = to_f32(view.dtype(), view.data())
-            .ok_or_else(|| wrong(format!("has type {:?}: use f32, f16 or bf16", view.dtype())))?;
+        views.push(view);
+    }
+    let mut values = Vec::with_capacity(layout.len());
+    for (spec, view) in layout.tensors().iter().zip(views) {
+        let dtype = view.dtype();
+        let tensor = to_f32(dtype, view.data()).ok_or_else(|| InvalidPeft::Tensor {
+            name: spec.name.clone(),
+            problem: format!("has type {dtype:?}: use f32, f16 or bf16"),
+        })?;
         values.extend(tensor);
     }
     Ok((lora, Adapter::new(layout, values)?))

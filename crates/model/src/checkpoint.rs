@@ -91,6 +91,16 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Makes the checks of [`Checkpoint::open`] on `weights`, the bytes of one weight file in
+    /// memory, for a model of shape `config`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]. A saved copy of a tied head needs the file and is refused.
+    pub fn check_bytes(config: ModelConfig, weights: &[u8]) -> Result<(), InvalidCheckpoint> {
+        let file = WeightFile::from_reader(WEIGHTS.into(), weights, weights.len() as u64)?;
+        Self { dir: PathBuf::new(), config, files: vec![file] }.check_tensors()
+    }
+
     /// Shape and constants of the model.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
@@ -206,27 +216,35 @@ fn open_files(dir: &Path) -> Result<Vec<WeightFile>, InvalidCheckpoint> {
         return Ok(vec![WeightFile::open(single)?]);
     }
     let wrong = |problem: String| InvalidCheckpoint::File { path: index_path.clone(), problem };
-    let index: Index = serde_json::from_str(&read_text(&index_path)?)
-        .map_err(|error| wrong(format!("it is not a safetensors index: {error}")))?;
-    let names: BTreeSet<&String> = index.weight_map.values().collect();
-    if names.is_empty() {
-        return Err(wrong("its weight_map is empty".to_owned()));
-    }
-    if let Some(name) = names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref()))
-    {
-        return Err(wrong(format!("it names a shard {name:?}: use a file name without a path")));
-    }
+    let weight_map = shard_index(&read_text(&index_path)?).map_err(wrong)?;
     let mut shards = BTreeMap::new();
-    for name in names {
+    for name in weight_map.values().collect::<BTreeSet<_>>() {
         shards.insert(name.as_str(), WeightFile::open(dir.join(name))?);
     }
-    for (name, shard) in &index.weight_map {
+    for (name, shard) in &weight_map {
         if !shards[shard.as_str()].tensors().contains_key(name) {
             let problem = format!("is missing, though {INDEX} says that it lies here");
             return Err(tensor(&dir.join(shard), name, problem));
         }
     }
     Ok(shards.into_values().collect())
+}
+
+/// Which shard holds which tensor, from the text of an index; no shard lies elsewhere than beside it.
+///
+/// # Errors
+/// What is wrong with the index.
+pub fn shard_index(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let index: Index = serde_json::from_str(text)
+        .map_err(|error| format!("it is not a safetensors index: {error}"))?;
+    if index.weight_map.is_empty() {
+        return Err("its weight_map is empty".to_owned());
+    }
+    let outside = |name: &&String| Path::new(name).file_name() != Some(name.as_ref());
+    match index.weight_map.values().find(outside) {
+        Some(name) => Err(format!("it names a shard {name:?}: use a file name without a path")),
+        None => Ok(index.weight_map),
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! A `tokenizer.json`, as crate `tokenizers` reads it.
 
+mod outline;
+
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +14,7 @@ use floret_core::ModelConfig;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: BTreeSet<u32>,
+    vocab_size: usize,
 }
 
 /// A tokenizer that cannot be used.
@@ -39,6 +43,14 @@ pub enum InvalidTokenizer {
     },
 }
 
+fn unreadable(path: &Path, error: &dyn Error) -> InvalidTokenizer {
+    file(path, format!("it cannot be read as a tokenizer: {error}"))
+}
+
+fn file(path: &Path, problem: String) -> InvalidTokenizer {
+    InvalidTokenizer::File { path: path.to_owned(), problem }
+}
+
 /// A text that the tokenizer could not take, or ids that it could not turn into text. The text is
 /// private and is not told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -51,10 +63,22 @@ impl Tokenizer {
     /// # Errors
     /// A file that is missing or no tokenizer, or has ids beyond the model's vocabulary.
     pub fn open(path: &Path, config: &ModelConfig) -> Result<Self, InvalidTokenizer> {
-        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(|error| {
-            let problem = format!("it cannot be read as a tokenizer: {error}");
-            InvalidTokenizer::File { path: path.to_owned(), problem }
-        })?;
+        let text = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
+        Self::from_bytes(path, &text, config)
+    }
+
+    /// Reads `bytes`, the content of the file at `path`, for a model of shape `config`.
+    ///
+    /// # Errors
+    /// No tokenizer, or ids beyond the model's vocabulary.
+    pub fn from_bytes(
+        path: &Path,
+        bytes: &[u8],
+        config: &ModelConfig,
+    ) -> Result<Self, InvalidTokenizer> {
+        outline::check(bytes).map_err(|problem| file(path, problem))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| unreadable(path, &*error))?;
         let vocab_size = config.vocab_size;
         match inner.get_vocab(true).into_values().max() {
             Some(id) if id as usize >= vocab_size => {
@@ -62,8 +86,7 @@ impl Tokenizer {
             }
             Some(_) => {}
             None => {
-                let problem = "it has no token at all".to_owned();
-                return Err(InvalidTokenizer::File { path: path.to_owned(), problem });
+                return Err(file(path, "it has no token at all".to_owned()));
             }
         }
         // Saved settings of some past batch; they would cut or pad documents.
@@ -71,7 +94,7 @@ impl Tokenizer {
         inner.with_padding(None);
         let added = inner.get_added_tokens_decoder().into_iter();
         let special = added.filter(|(_, token)| token.special).map(|(id, _)| id).collect();
-        Ok(Self { inner, special })
+        Ok(Self { inner, special, vocab_size })
     }
 
     /// Token ids of the beginning of a text, with what the tokenizer puts before it (such as
@@ -93,7 +116,10 @@ impl Tokenizer {
 
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, NotTokenizable> {
         let encoding = self.inner.encode_fast(text, special).map_err(|_| NotTokenizable)?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids().to_vec();
+        // Templates bring ids of their own.
+        let known = ids.iter().all(|id| (*id as usize) < self.vocab_size);
+        known.then_some(ids).ok_or(NotTokenizable)
     }
 
     /// The text of `ids`, without special tokens.
@@ -157,5 +183,32 @@ impl<'a> TextStream<'a> {
         self.ids.drain(..self.ids.len().saturating_sub(CONTEXT));
         self.given = self.ids.len();
         Ok(Some(new.to_owned()).filter(|new| !new.is_empty()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_a_template_brings_lie_within_the_vocabulary() {
+        let config = ModelConfig::from_json(
+            r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 8,
+                "vocab_size": 3, "num_hidden_layers": 1, "num_attention_heads": 1}"#,
+        );
+        let config = config.unwrap();
+        let open = |id: u32| {
+            let text = format!(
+                r#"{{"version": "1.0", "model": {{"type": "BPE", "vocab": {{"a": 0, "b": 1}},
+                    "merges": []}}, "post_processor": {{"type": "TemplateProcessing", "single":
+                    [{{"SpecialToken": {{"id": "<s>", "type_id": 0}}}}, {{"Sequence": {{"id": "A",
+                    "type_id": 0}}}}], "pair": [], "special_tokens": {{"<s>": {{"id": "<s>",
+                    "ids": [{id}], "tokens": ["<s>"]}}}}}}}}"#
+            );
+            Tokenizer::from_bytes(Path::new("tokenizer.json"), text.as_bytes(), &config).unwrap()
+        };
+        assert_eq!(open(2).encode_beginning("ab").unwrap(), [2, 0, 1]);
+        assert_eq!(open(3).encode_beginning("ab"), Err(NotTokenizable));
+        assert_eq!(open(3).encode_continuation("ab").unwrap(), [0, 1]);
     }
 }

@@ -27,7 +27,21 @@ impl WeightFile {
     /// # Errors
     /// A file that cannot be read, is no safetensors file, or is truncated.
     pub(crate) fn open(path: PathBuf) -> Result<Self, InvalidCheckpoint> {
-        let (header, data_start, length) = read_header(&path)?;
+        let file = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (length, file) = file.map_err(|error| unreadable(&path, error))?;
+        Self::from_reader(path, file, length)
+    }
+
+    /// Reads and checks the header of the `length` bytes in `file`, which lies at `path`.
+    ///
+    /// # Errors
+    /// Bytes that cannot be read, are no safetensors file, or are truncated.
+    pub(crate) fn from_reader(
+        path: PathBuf,
+        file: impl Read,
+        length: u64,
+    ) -> Result<Self, InvalidCheckpoint> {
+        let (header, data_start) = read_header(&path, file, length)?;
         let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|error| bad(&path, format!("its header is not valid: {error}")))?;
         let data_length = length - data_start;
@@ -98,11 +112,13 @@ fn bad(path: &Path, problem: impl Into<String>) -> InvalidCheckpoint {
     InvalidCheckpoint::File { path: path.to_owned(), problem: problem.into() }
 }
 
-/// The header's JSON, where the tensor bytes begin, and the length of the file.
-fn read_header(path: &Path) -> Result<(Vec<u8>, u64, u64), InvalidCheckpoint> {
+/// The header's JSON, and where the tensor bytes begin.
+fn read_header(
+    path: &Path,
+    mut file: impl Read,
+    length: u64,
+) -> Result<(Vec<u8>, u64), InvalidCheckpoint> {
     let io = |error| unreadable(path, error);
-    let mut file = File::open(path).map_err(io)?;
-    let length = file.metadata().map_err(io)?.len();
     let mut size = [0; 8];
     if length < size.len() as u64 {
         return Err(bad(path, "it is too short for a safetensors file: copy it again"));
@@ -118,7 +134,7 @@ fn read_header(path: &Path) -> Result<(Vec<u8>, u64, u64), InvalidCheckpoint> {
     }
     let mut header = vec![0; header_length as usize];
     file.read_exact(&mut header).map_err(io)?;
-    Ok((header, data_start, length))
+    Ok((header, data_start))
 }
 
 fn byte_size(info: &TensorInfo) -> Option<usize> {

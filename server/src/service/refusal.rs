@@ -5,7 +5,7 @@ use std::time::Duration;
 use floret_aggregator::Rejection;
 use floret_core::Version;
 use floret_core::payload::Compression;
-use floret_proto::convert::InvalidMessage;
+use floret_proto::gather::BrokenReport;
 use floret_proto::limits::{PROTOCOL, REASON_KEY, RETRY_AFTER_KEY};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
@@ -25,12 +25,8 @@ pub(super) enum Refusal {
     Compression { run: Compression, device: Vec<Compression> },
     #[error("version {asked} of the adapter is not served, {current} is: check in again")]
     UnknownVersion { asked: Version, current: Version },
-    #[error("the report does not begin with a header, or it has two")]
-    Header,
     #[error(transparent)]
-    Message(#[from] InvalidMessage),
-    #[error("the payload has {problem} than the {announced} bytes that its header announced")]
-    Length { announced: usize, problem: &'static str },
+    Report(#[from] BrokenReport),
     #[error(transparent)]
     Rejected(#[from] Rejection),
     #[error("the server is busy: try again")]
@@ -60,8 +56,8 @@ impl Refusal {
             Self::Protocol { .. } => "protocol",
             Self::Compression { .. } => "compression",
             Self::UnknownVersion { .. } => "unknown-version",
-            Self::Header | Self::Message(_) => "invalid-message",
-            Self::Length { .. } => "wrong-length",
+            Self::Report(BrokenReport::Length(_)) => "wrong-length",
+            Self::Report(_) => "invalid-message",
             Self::Rejected(rejection) => rejection.code(),
             Self::Busy => "busy",
             Self::TooSlow(_) => "too-slow",
@@ -75,7 +71,7 @@ impl Refusal {
             Self::Protocol { .. } | Self::Compression { .. } | Self::UnknownVersion { .. } => {
                 Code::FailedPrecondition
             }
-            Self::Header | Self::Message(_) | Self::Length { .. } => Code::InvalidArgument,
+            Self::Report(_) => Code::InvalidArgument,
             Self::Rejected(rejection) => rejection_code(rejection),
             Self::Busy => Code::ResourceExhausted,
             Self::TooSlow(_) => Code::DeadlineExceeded,

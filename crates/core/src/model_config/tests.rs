@@ -107,3 +107,26 @@ fn qwen2_has_biases_on_q_k_v_only() {
     assert!(config.has_bias(TargetModule::QProj) && config.has_bias(TargetModule::VProj));
     assert!(!config.has_bias(TargetModule::OProj) && !config.has_bias(TargetModule::UpProj));
 }
+
+#[test]
+fn sizes_are_bounded_alone_and_multiplied() {
+    for (field, value) in [("hidden_size", 1 << 21), ("num_hidden_layers", 5000), ("head_dim", 0)] {
+        let error = with(field, json!(value)).unwrap_err().to_string();
+        assert!(error.contains(field) && error.contains("use 1 to"), "{error}");
+    }
+    // 8 heads of 2^20 would make rows of a size that overflows a layout.
+    let error = with("head_dim", json!(1 << 20)).unwrap_err().to_string();
+    assert!(error.contains("8 heads of this width"), "{error}");
+}
+
+#[test]
+fn llama3_scaling_gives_finite_frequencies_or_is_refused() {
+    for (low, high, positions) in
+        [(-1.79e308, 1.79e308, 1.79e308), (1.0, 4.0, -8192.0), (4.0, 4.0, 1.0)]
+    {
+        let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": low,
+            "high_freq_factor": high, "original_max_position_embeddings": positions});
+        let error = with("rope_scaling", scaling).unwrap_err().to_string();
+        assert!(error.contains("high_freq_factor above"), "{error}");
+    }
+}

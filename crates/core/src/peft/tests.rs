@@ -79,6 +79,8 @@ fn wrong_weights_name_the_tensor() {
     assert!(error(&fewer, &files.weights).contains("v_proj"));
     let wider = files.config.replace("\"r\": 2", "\"r\": 3");
     assert!(error(&wider, &files.weights).contains("shape [2,"));
+    let wide = files.config.replace("\"r\": 2", "\"r\": 1024");
+    assert!(error(&wide, b"\x02\0\0\0\0\0\0\0{}").contains("is missing"));
     let cut = &files.weights[..files.weights.len() - 1];
     assert!(error(&files.config, cut).contains(WEIGHTS_FILE));
     let mut nan = files.weights.clone();

@@ -1,0 +1,57 @@
+//! Encoded deltas, as a server decodes and clips them: the first byte chooses the layout.
+
+use floret_aggregator::ClippedDelta;
+use floret_core::payload::Compression;
+use floret_core::{Layout, Payload, Seed};
+
+use super::model_fixture::layouts;
+use super::{Target, choice};
+
+pub(super) const TARGET: Target =
+    Target { name: "payload", run, limit, seeds, share: 12, longest: 1500 };
+
+const CLIP_NORM: f32 = 0.5;
+
+fn layout(data: &[u8]) -> (&'static Layout, &[u8]) {
+    let (which, rest) = choice(data, layouts().len());
+    (&layouts()[which], rest)
+}
+
+fn run(data: &[u8]) -> bool {
+    let (layout, bytes) = layout(data);
+    let payload = Payload::from_bytes(bytes.to_vec());
+    let Ok(delta) = payload.decode(layout) else {
+        assert!(ClippedDelta::decode(&payload, layout, CLIP_NORM).is_err());
+        return false;
+    };
+    assert!(delta.len() == layout.len() && delta.iter().all(|value| value.is_finite()));
+    if let Ok(clipped) = ClippedDelta::decode(&payload, layout, CLIP_NORM) {
+        let square: f64 = clipped.values().iter().map(|x| f64::from(*x).powi(2)).sum();
+        assert!(square.sqrt() <= f64::from(CLIP_NORM) * 1.001, "norm {}", square.sqrt());
+    }
+    true
+}
+
+/// The input, the values as they are decoded, and a copy of them that is clipped.
+fn limit(data: &[u8]) -> usize {
+    data.len() + 4 * layout(data).0.bytes() + 1024
+}
+
+fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let encode = |which: u8, compression, scale: f32| {
+        let layout = &layouts()[usize::from(which)];
+        let delta: Vec<f32> = (0..layout.len()).map(|i| (i as f32).sin() * scale).collect();
+        let mut rng = Seed::from_number(1).stream();
+        let payload = Payload::encode(compression, layout, &delta, &mut rng);
+        let payload = payload.unwrap_or_else(|error| unreachable!("{error}"));
+        [&[which], payload.bytes()].concat()
+    };
+    vec![
+        ("dense-one", encode(0, Compression::None, 0.1)),
+        ("dense-all", encode(1, Compression::None, 0.1)),
+        ("int8-one", encode(0, Compression::Int8, 0.1)),
+        ("int8-all", encode(1, Compression::Int8, 1e-3)),
+        ("int8-zero", encode(1, Compression::Int8, 0.0)),
+        ("int8-huge", encode(1, Compression::Int8, f32::MAX)),
+    ]
+}
