@@ -343,7 +343,10 @@ fn report_chunks(update: &ClientUpdate) -> Vec<v1::ReportChunk> {
         payload_digest: update.payload.digest(),
     };
     let header = v1::report_chunk::Part::Header(header.into());
-    let data = bytes.chunks(CHUNK_BYTES).map(|chunk| v1::report_chunk::Part::Data(chunk.into()));
+    let shared = update.payload.shared();
+    let starts = (0..bytes.len()).step_by(CHUNK_BYTES);
+    let chunk = |start| shared.slice(start..bytes.len().min(start + CHUNK_BYTES));
+    let data = starts.map(|start| v1::report_chunk::Part::Data(chunk(start)));
     let parts = std::iter::once(header).chain(data);
     parts.map(|part| v1::ReportChunk { part: Some(part) }).collect()
 }

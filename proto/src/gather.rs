@@ -125,7 +125,7 @@ mod tests {
     }
 
     fn data(bytes: &[u8]) -> v1::ReportChunk {
-        v1::ReportChunk { part: Some(Part::Data(bytes.to_vec())) }
+        v1::ReportChunk { part: Some(Part::Data(bytes.to_vec().into())) }
     }
 
     fn gather(chunks: &[v1::ReportChunk]) -> Result<Vec<u8>, BrokenReport> {

@@ -10,7 +10,7 @@ use floret_privacy::clip::{Unclippable, clip_l2};
 /// A delta of at most the run's clip norm. There is no other way to make one than from a payload.
 #[derive(Clone, PartialEq)]
 pub struct ClippedDelta {
-    values: Arc<[f32]>,
+    values: Arc<Vec<f32>>,
     clip_norm: f32,
 }
 
@@ -74,7 +74,7 @@ impl ClippedDelta {
     ) -> Result<Self, InvalidUpdate> {
         let mut values = payload.decode(layout)?;
         clip_l2(&mut values, clip_norm)?;
-        Ok(Self { values: values.into(), clip_norm })
+        Ok(Self { values: Arc::new(values), clip_norm })
     }
 
     /// Its values, in layout order.

@@ -10,6 +10,17 @@ use crate::clipped::ClippedDelta;
 /// Values of a delta lie within ±2^30 steps of the grid.
 const GRID_BITS: u32 = 30;
 
+/// The outermost step of the grid.
+const LIMIT: f64 = (1u32 << GRID_BITS) as f64;
+
+/// The nearest step of the grid, ties to even, for a value in steps. Added to 1.5 x 2^52, a number's
+/// last bits are its integer part, rounded: so a loop of it becomes vector instructions anywhere.
+fn to_grid(steps: f64) -> i64 {
+    const SHIFT: f64 = 6_755_399_441_055_744.0;
+    let shifted = steps.clamp(-LIMIT, LIMIT) + SHIFT;
+    shifted.to_bits().cast_signed().wrapping_sub(SHIFT.to_bits().cast_signed())
+}
+
 /// A running weighted mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightedMean {
@@ -34,11 +45,12 @@ impl WeightedMean {
     /// Adds a delta with its weight.
     pub fn add(&mut self, delta: &ClippedDelta, weight: u32) {
         debug_assert_eq!(delta.values().len(), self.sums.len());
-        let limit = f64::from(1u32 << GRID_BITS);
-        let steps_per_unit = limit / f64::from(delta.clip_norm());
+        let steps_per_unit = LIMIT / f64::from(delta.clip_norm());
+        let factor = i64::from(weight);
         for (sum, value) in self.sums.iter_mut().zip(delta.values()) {
-            let steps = (f64::from(*value) * steps_per_unit).round_ties_even();
-            *sum += steps.clamp(-limit, limit) as i64 * i64::from(weight);
+            let steps = to_grid(f64::from(*value) * steps_per_unit);
+            // `fits` was checked when the configuration was read: nothing wraps.
+            *sum = sum.wrapping_add(steps.wrapping_mul(factor));
         }
         self.weight += u64::from(weight);
     }
@@ -88,6 +100,15 @@ mod tests {
         mean.add(&clipped(|_| 1e30, 0.5), 7);
         let norm = mean.mean(0.5).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         assert!((norm - 0.5).abs() < 1e-6, "{norm}");
+    }
+
+    #[test]
+    fn steps_are_rounded_as_the_standard_library_does() {
+        for steps in [0.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0.49999997, 1e9, LIMIT, -LIMIT, 1e300, -1e300]
+        {
+            let want = f64::round_ties_even(steps.clamp(-LIMIT, LIMIT)) as i64;
+            assert_eq!(to_grid(steps), want, "{steps}");
+        }
     }
 
     #[test]

@@ -77,7 +77,7 @@ fn frames(side: u8, max: u8, messages: &[Vec<u8>]) -> Vec<u8> {
 
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let chunk = |part| v1::ReportChunk { part: Some(part) }.encode_to_vec();
-    let data = |bytes: &[u8]| chunk(Part::Data(bytes.to_vec()));
+    let data = |bytes: &[u8]| chunk(Part::Data(bytes.to_vec().into()));
     let header = |payload_bytes| {
         let payload_digest = Digest::of(b"abcdef");
         let header = ReportHeader {

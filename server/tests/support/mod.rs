@@ -167,7 +167,7 @@ pub fn header(round: u32, payload: &[u8]) -> v1::ReportChunk {
 }
 
 pub fn data(bytes: &[u8]) -> v1::ReportChunk {
-    v1::ReportChunk { part: Some(Part::Data(bytes.to_vec())) }
+    v1::ReportChunk { part: Some(Part::Data(bytes.to_vec().into())) }
 }
 
 pub fn chunks(round: u32, payload: &[u8]) -> Vec<v1::ReportChunk> {

@@ -94,7 +94,7 @@ impl Payload {
         if delta.len() != layout.len() {
             return Err(InvalidDelta::Length { want: layout.len(), got: delta.len() });
         }
-        if !delta.iter().all(|value| value.is_finite()) {
+        if !all_finite(delta) {
             return Err(InvalidDelta::NotFinite);
         }
         let start = |kind: Kind| [&MAGIC[..], &[kind as u8]].concat();
@@ -130,17 +130,19 @@ impl Payload {
             kind if kind == Kind::Int8 as u8 => int8::decode(layout, body)?,
             _ => return Err(InvalidPayload::Header),
         };
-        if delta.iter().all(|value| value.is_finite()) {
-            Ok(delta)
-        } else {
-            Err(InvalidPayload::NotFinite)
-        }
+        if all_finite(&delta) { Ok(delta) } else { Err(InvalidPayload::NotFinite) }
     }
 
     /// Its bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Its bytes, shared.
+    #[must_use]
+    pub fn shared(&self) -> Bytes {
+        self.bytes.clone()
     }
 
     /// Digest of its bytes.
@@ -154,6 +156,14 @@ impl Payload {
     pub fn max_bytes(layout: &Layout) -> usize {
         HEADER + layout.bytes()
     }
+}
+
+/// Whether no value is NaN or infinite. It looks at all of them: that becomes vector instructions,
+/// and stopping at the first does not.
+fn all_finite(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let broken = |value: &f32| u32::from(value.to_bits() & EXPONENT == EXPONENT);
+    values.iter().fold(0, |any, value| any | broken(value)) == 0
 }
 
 impl std::fmt::Debug for Payload {
