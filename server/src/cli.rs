@@ -20,7 +20,7 @@ use floret_server::{CommandError, Config, Enrolment, Home, ServerError, ServerSe
 #[command(
     version,
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, \
-    3 the run failed (serve --exit-when-done)."
+    3 the run failed, 4 it completed with concerns (serve --exit-when-done)."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]

@@ -12,7 +12,7 @@ use floret_aggregator::coordinator::Status;
 use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply, Store as _};
 use floret_core::{Adapter, ClientId, Digest, Version};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
@@ -267,6 +267,13 @@ impl Owner {
         let Keeper { coordinator, clock, .. } = &self.keeper;
         let status = coordinator.status(clock.now());
         self.metrics.observe(&status);
+        let known: Vec<_> = self.publisher.borrow().status.concerns.clone();
+        for concern in status.concerns.iter().filter(|concern| {
+            // A count in the words changes; the concern stays the same.
+            !known.iter().any(|known| known.kind == concern.kind && known.about == concern.about)
+        }) {
+            warn!(kind = concern.kind, "{}", concern.message);
+        }
         let state = coordinator.state();
         self.publisher.send_modify(|published| {
             published.status = status;

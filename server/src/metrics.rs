@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     calls: Family<Call, Counter>,
     refusals: Family<Reason, Counter>,
     phases: Family<Phase, Histogram>,
+    concerns: Family<Kind, Gauge>,
     run: RunMetrics,
 }
 
@@ -51,6 +52,11 @@ struct Call {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
 }
@@ -73,6 +79,7 @@ impl Metrics {
             calls: Family::default(),
             refusals: Family::default(),
             phases: Family::new_with_constructor(durations as fn() -> Histogram),
+            concerns: Family::default(),
             run: RunMetrics::default(),
         };
         metrics.register_server();
@@ -98,6 +105,8 @@ impl Metrics {
         registry.register_with_unit("sent", down, Unit::Bytes, self.bytes_down.clone());
         registry.register("calls", "Calls answered, by name", self.calls.clone());
         registry.register("refusals", "Calls refused, by reason", self.refusals.clone());
+        let help = "What people should hear of, by kind";
+        registry.register("concerns", help, self.concerns.clone());
         let help = "Duration of the phases of a round";
         registry.register_with_unit("phase_duration", help, Unit::Seconds, self.phases.clone());
     }
@@ -158,6 +167,10 @@ impl Metrics {
         run.population.set(count(status.population.unwrap_or(0)));
         run.cohort.set(count(status.cohort.unwrap_or(0)));
         run.ended.set(status.end.is_some().into());
+        self.concerns.clear();
+        for concern in &status.concerns {
+            self.concerns.get_or_create(&Kind { kind: concern.kind }).inc();
+        }
     }
 
     /// The text that Prometheus reads (OpenMetrics 1.0).

@@ -22,7 +22,10 @@ pub(crate) fn log(record: &Record) {
             info!(version = %summary.base_version.next(), adapter, "new adapter");
             closed(summary, "round committed");
         }
-        Record::RoundAbandoned { summary } => closed(summary, "round abandoned"),
+        Record::RoundAbandoned { summary } => {
+            warn!(round = %summary.round, reason = summary.reason, "round abandoned");
+            closed(summary, "round abandoned");
+        }
         Record::RunEnded(end) => {
             info!(completed = end.completed, version = %end.version, detail = end.message, "run ended");
         }

@@ -183,6 +183,7 @@ impl RunStore {
             adapters,
             abandoned_in_a_row: state.abandoned_in_a_row,
             totals: state.totals,
+            concerns: state.concerns.clone(),
             end: state.end.clone(),
             plan: settings.digest(),
             ledger: self.head,
@@ -392,6 +393,7 @@ impl floret_aggregator::Store for RunStore {
             momentum: saved.momentum(&*self.disk, layout, saved.version)?,
             abandoned_in_a_row: saved.abandoned_in_a_row,
             totals: saved.totals,
+            concerns: saved.concerns.clone(),
             end: saved.end.clone(),
             receipts,
         }))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::concerns::Concern;
 use crate::config::{InvalidRun, RunConfig};
 use crate::message::{Input, Record, Rejection, Reply, RoundSummary, Step};
 use crate::phase::Phase;
@@ -51,6 +52,8 @@ pub struct Status {
     pub deadline_in_s: Option<f64>,
     /// Rounds abandoned since the last commit.
     pub abandoned_in_a_row: u32,
+    /// What people should hear of.
+    pub concerns: Vec<Concern>,
     /// Counts over the whole run.
     pub totals: Totals,
     /// How the run ended.
@@ -100,8 +103,10 @@ impl Coordinator {
         if let (Phase::Training(training), Some(reason)) = (&self.phase, because) {
             return self.abandon(training, now, reason.to_owned());
         }
-        if let Phase::Training(training) = &mut self.phase {
-            training.resume(now, self.config.timing.report_deadline);
+        match &mut self.phase {
+            Phase::Training(training) => training.resume(now, self.config.timing.report_deadline),
+            Phase::Selecting(selecting) => selecting.since = now,
+            Phase::Ended(_) => {}
         }
         Vec::new()
     }
@@ -316,13 +321,36 @@ impl Coordinator {
     fn close_round(&mut self, summary: &RoundSummary) {
         let Phase::Training(training) = &self.phase else { return };
         let others_first = summary.closed_at.after(self.config.timing.retry_max);
-        self.phase = Phase::Selecting(Selecting::after(training.gave_nothing(), others_first));
+        self.phase = Phase::Selecting(Selecting::after(
+            summary.closed_at,
+            training.gave_nothing(),
+            others_first,
+        ));
         self.state.totals.add(summary);
+        self.state.concerns.closed(summary);
         let receipts = &mut self.state.receipts;
         receipts.insert(summary.round, summary.accepted.iter().cloned().collect());
         while receipts.len() > RunState::RECEIPT_ROUNDS {
             receipts.pop_first();
         }
+    }
+
+    fn concerns(&self, now: Time) -> Vec<Concern> {
+        let mut found = self.state.concerns.list();
+        if let Phase::Selecting(selecting) = &self.phase {
+            let waited = selecting.since.until(now);
+            let (here, awaited) =
+                (selecting.population(&self.config, now), self.config.cohort.awaited());
+            if waited > self.config.timing.report_deadline && here < awaited as usize {
+                let message = format!(
+                    "for {:.0} s not more than {here} of the {awaited} devices that a round awaits \
+                     are connected",
+                    waited.as_secs_f64()
+                );
+                found.push(Concern { kind: "devices-awaited", about: None, message });
+            }
+        }
+        found
     }
 
     /// Where the run stands at `now`.
@@ -359,6 +387,7 @@ impl Coordinator {
             accepted: training.map(|training| training.tally().accepted),
             deadline_in_s: training.map(|training| now.until(training.closes_at).as_secs_f64()),
             abandoned_in_a_row: state.abandoned_in_a_row,
+            concerns: self.concerns(now),
             totals,
             end: state.end.clone(),
         }

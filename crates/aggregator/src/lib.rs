@@ -13,10 +13,11 @@
 //! - [`clipped`]: the only form in which a delta is ever summed
 //! - [`combine`], [`server_optimizer`]: the two axes of a strategy
 //! - [`state`], [`store`]: what outlives a round, and where it is kept
-//! - [`ledger`]: what is on the record
+//! - [`ledger`]: what is on the record; [`concerns`]: what people should hear of
 
 pub mod clipped;
 pub mod combine;
+pub mod concerns;
 pub mod config;
 pub mod coordinator;
 pub mod ledger;

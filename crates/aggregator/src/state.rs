@@ -7,6 +7,7 @@ use floret_core::seed::Purpose;
 use floret_core::{Adapter, ClientId, Layout, Receipt, Round, Version};
 use serde::{Deserialize, Serialize};
 
+use crate::concerns::Concerns;
 use crate::config::RunConfig;
 use crate::message::RoundSummary;
 
@@ -27,6 +28,8 @@ pub struct RunState {
     pub totals: Totals,
     /// Set when the run is over.
     pub end: Option<RunEnd>,
+    /// What the rounds so far give cause for.
+    pub concerns: Concerns,
     /// Receipts of the last rounds that closed: a client whose answer was lost asks again.
     pub receipts: BTreeMap<Round, BTreeMap<ClientId, Receipt>>,
 }
@@ -74,6 +77,7 @@ impl RunState {
             abandoned_in_a_row: 0,
             totals: Totals::default(),
             end: None,
+            concerns: Concerns::default(),
             receipts: BTreeMap::new(),
         }
     }

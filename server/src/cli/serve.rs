@@ -17,6 +17,9 @@ use super::{ConfigArg, LogFormat};
 
 /// Exit code when the run was given up.
 const RUN_FAILED: u8 = 3;
+/// Exit code when every round was committed, but not without rounds that were abandoned, or with a
+/// concern that stands.
+const RUN_WITH_CONCERNS: u8 = 4;
 /// Beyond the retry window, how long devices may take to hear that the run is over.
 const TOLD_GRACE: Duration = Duration::from_secs(10);
 /// Threads for connections: enough for TLS, few enough that memory stays small.
@@ -26,7 +29,8 @@ const WORKERS_MAX: usize = 4;
 pub(super) struct ServeArgs {
     #[command(flatten)]
     config: ConfigArg,
-    /// Exit once the run is over and the devices know: with 0 if every round was committed, else 3.
+    /// Exit once the run is over and the devices know: with 0 if all went well, 3 if the run was given
+    /// up, 4 if it completed with rounds abandoned on the way or with a concern (see status).
     #[arg(long)]
     exit_when_done: bool,
     /// How log lines look. FLORET_LOG sets what is logged.
@@ -90,5 +94,15 @@ async fn told_end(server: &Server, config: &Config) -> Result<ExitCode, ServerEr
     if !server.wait_until_told(window + TOLD_GRACE).await {
         warn!("some devices left before the run was over, and were not told");
     }
-    Ok(if end.completed { ExitCode::SUCCESS } else { ExitCode::from(RUN_FAILED) })
+    let status = server.status();
+    let abandoned = status.totals.rounds_abandoned;
+    let flawed = abandoned > 0 || !status.concerns.is_empty();
+    if flawed {
+        warn!(rounds_abandoned = abandoned, concerns = status.concerns.len(), "not all went well");
+    }
+    Ok(match (end.completed, flawed) {
+        (true, false) => ExitCode::SUCCESS,
+        (true, true) => ExitCode::from(RUN_WITH_CONCERNS),
+        (false, _) => ExitCode::from(RUN_FAILED),
+    })
 }

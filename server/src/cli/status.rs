@@ -68,6 +68,7 @@ fn from_disk(saved: &SavedRun, rounds: u32) -> Value {
         "version": saved.version,
         "adapter_digest": saved.adapters.get(&saved.version).map(|kept| kept.adapter),
         "abandoned_in_a_row": saved.abandoned_in_a_row,
+        "concerns": saved.concerns.list(),
         "totals": saved.totals,
         "end": saved.end,
     })
@@ -107,6 +108,9 @@ fn show(page: &Value) -> anyhow::Result<()> {
         totals["assignments_declined"],
         totals["drop_outs"]
     ))?;
+    for concern in page["concerns"].as_array().into_iter().flatten() {
+        say(format_args!("CONCERN   {}", text(&concern["message"])))?;
+    }
     if let Some(end) = page["end"].as_object() {
         let how = if end["completed"] == Value::Bool(true) { "completed" } else { "failed" };
         say(format_args!("end       {how}: {}", text(&end["message"])))?;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use floret_aggregator::concerns::Concerns;
 use floret_aggregator::ledger::Head;
 use floret_aggregator::{RunEnd, Totals};
 use floret_core::base::BaseDigests;
@@ -44,6 +45,8 @@ pub struct SavedRun {
     pub abandoned_in_a_row: u32,
     /// Counts over the whole run.
     pub totals: Totals,
+    /// What the rounds so far give cause for.
+    pub concerns: Concerns,
     /// Set when the run is over.
     pub end: Option<RunEnd>,
     /// Digest of the settings that the ledger stated last.

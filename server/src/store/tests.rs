@@ -1,3 +1,4 @@
+use floret_aggregator::concerns::Concerns;
 use floret_aggregator::config::{Aggregation, CohortConfig};
 use floret_aggregator::{RunEnd, Store as _, Totals, ledger};
 use floret_core::base::BaseDigests;
@@ -39,6 +40,7 @@ fn state(version: u64) -> RunState {
         adapter: Adapter::init(layout, &Seed::from_number(version)),
         abandoned_in_a_row: 0,
         totals: Totals { rounds_committed: version, ..Totals::default() },
+        concerns: Concerns::default(),
         end: None,
         receipts: BTreeMap::new(),
     }

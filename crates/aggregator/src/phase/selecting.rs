@@ -15,14 +15,16 @@ pub(crate) struct Selecting {
     present: BTreeMap<ClientId, Time>,
     /// Clients that gave nothing in the last round, and are only counted from this time on.
     sidelined: (BTreeSet<ClientId>, Time),
+    /// When clients began to gather.
+    pub(crate) since: Time,
 }
 
 impl Selecting {
     /// Clients gather after a round in which those of `gave_nothing` declined or were refused.
     /// Until `others_first` they are passed over, so that a few of them, back at once, do not
     /// fill every cohort.
-    pub(crate) fn after(gave_nothing: BTreeSet<ClientId>, others_first: Time) -> Self {
-        Self { present: BTreeMap::new(), sidelined: (gave_nothing, others_first) }
+    pub(crate) fn after(since: Time, gave_nothing: BTreeSet<ClientId>, others_first: Time) -> Self {
+        Self { present: BTreeMap::new(), sidelined: (gave_nothing, others_first), since }
     }
 
     pub(crate) fn checked_in(&mut self, client: ClientId, at: Time) {
