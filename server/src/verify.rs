@@ -57,10 +57,19 @@ fn broken(entry: u64, problem: impl Into<String>) -> VerifyError {
 /// The first thing that does not hold, with the entry that says otherwise.
 pub fn verify(home: &Home, config: &Config, key: &PublicKey) -> Result<Verified, CommandError> {
     let dir = home.state();
-    let saved = SavedRun::read(&dir)?.ok_or_else(|| StoreError::Empty(dir.clone()))?;
+    let read = || SavedRun::read(&dir)?.ok_or_else(|| StoreError::Empty(dir.clone()));
+    let mut saved = read()?;
     let model = model_dir::read_config(&config.model_dir(home))?;
     let layout = Arc::new(Layout::new(&model, &saved.lora)?);
-    Ok(verify_state(&dir, &saved, &layout, key)?)
+    loop {
+        let verified = verify_state(&dir, &saved, &layout, key);
+        // A server that runs may have removed what was kept when this began: look again.
+        let now = read()?;
+        if verified.is_ok() || now == saved {
+            return Ok(verified?);
+        }
+        saved = now;
+    }
 }
 
 /// `saved` was read before the ledger: a server that runs beside may have gone on since.

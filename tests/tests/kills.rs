@@ -17,6 +17,7 @@ use floret_server::model_dir::BaseModel;
 use floret_tests::processes::{Process, free_port, program, status, succeed};
 use floret_tests::{toy_device, write_shape};
 use rand_chacha::rand_core::Rng;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const DEVICES: usize = 8;
@@ -94,6 +95,8 @@ impl Site {
             let begun = Instant::now();
             let server = self.serve();
             while !self.has_served() {
+                let over = kill < kills && devices.iter().all(JoinHandle::is_finished);
+                assert!(!over, "the run was over after {kill} kills: let it take longer");
                 assert!(begun.elapsed() < LONG, "no check-in: {}", self.log());
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
@@ -142,8 +145,9 @@ fn settle(config: &Path) {
     set("cohort", "size", (DEVICES as i64).into());
     set("cohort", "quorum", (DEVICES as i64).into());
     set("training", "sequence_length", 32.into());
-    set("timing", "retry_min_s", 0.05.into());
-    set("timing", "retry_max_s", 0.2.into());
+    // A round takes half a second, so that the run outlives its kills.
+    set("timing", "retry_min_s", 0.3.into());
+    set("timing", "retry_max_s", 0.5.into());
     std::fs::write(config, table.to_string()).unwrap();
 }
 
@@ -173,7 +177,13 @@ async fn a_server_that_is_killed_fifty_times_ends_with_the_same_adapter() {
         recoveries.last().unwrap()
     );
 
-    succeed(program("floret-server").args(["verify", "--config", &site.home]));
+    let key = site.folder.path().join("device-0/ledger.pub");
+    let verify = ["verify", "--json", "--config", &site.home, "--public-key"];
+    let verified = succeed(program("floret-server").args(verify).arg(key)).stdout;
+    let verified: serde_json::Value = serde_json::from_slice(&verified).unwrap();
+    println!("{verified}");
+    let figures = ["entries", "rounds", "recomputed"].map(|key| verified[key].as_u64().unwrap());
+    assert_eq!(figures, [ROUNDS + 1, ROUNDS, 3]);
     for config in &site.devices {
         assert_eq!(history::read(&config.state).unwrap().len() as u64, ROUNDS);
         succeed(&mut client(config));
@@ -184,9 +194,8 @@ async fn a_server_that_is_killed_fifty_times_ends_with_the_same_adapter() {
 /// One byte of each file that matters, at several places, and a cut end.
 fn what_is_tampered_with_is_named(site: &Site) {
     let adapter = format!("adapters/adapter-{ROUNDS:08}.f32");
-    for (file, places, want) in
-        [("ledger.jsonl", 40, "ledger entry"), (&adapter, 5, "ledger entry")]
-    {
+    let updates = format!("updates/round-{ROUNDS:08}.updates");
+    for (file, places) in [("ledger.jsonl", 40), (adapter.as_str(), 5), (updates.as_str(), 5)] {
         let path = site.state(file);
         let whole = std::fs::read(&path).unwrap();
         for place in 0..places {
@@ -195,7 +204,7 @@ fn what_is_tampered_with_is_named(site: &Site) {
             std::fs::write(&path, &bytes).unwrap();
             let output = site.verify();
             assert!(
-                !output.status.success() && error(&output).contains(want),
+                !output.status.success() && error(&output).contains("ledger entry"),
                 "{}",
                 error(&output)
             );
