@@ -14,6 +14,8 @@ pub enum CallKind {
     FetchAdapter,
     /// Sending an update.
     Report,
+    /// Asking whether work still counts.
+    Standing,
     /// Telling that a device gives nothing.
     Decline,
 }

@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use floret_core::payload::Compression;
-use floret_core::{Adapter, ClientUpdate, Layout, Round, SignedReceipt, Version};
+use floret_core::{Digest, Round, RunId, SignedReceipt, Version};
 use floret_device::Input;
 use floret_device::session::RunEnd;
-use floret_proto::convert::{self, ReportHeader};
-use floret_proto::gather::Pieces;
-use floret_proto::limits::{CHUNK_BYTES, MESSAGE_BYTES_MAX, PROTOCOL, REASON_KEY, RETRY_AFTER_KEY};
+use floret_proto::convert::StandingRequest;
+use floret_proto::limits::{MESSAGE_BYTES_MAX, PROTOCOL, REASON_KEY, RETRY_AFTER_KEY};
 use floret_proto::v1;
 use floret_proto::v1::federation_client::FederationClient;
 use prost::Message;
@@ -23,12 +22,10 @@ use tonic::{Code, Status};
 
 use crate::calls::{Begun, Call, CallKind, WatchCalls};
 use crate::dial::Dialer;
+use crate::transfer::signed;
 
-/// Longest wait for the answer to a small call, and for each chunk of a long one.
+/// Longest wait for the answer to a small call.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Longest time for a whole report; one that breaks off is sent again.
-const REPORT_PATIENCE: Duration = Duration::from_secs(600);
 
 /// TLS alerts that tell of bytes that changed on the way, by their names in rustls.
 const DAMAGE: [&str; 4] = ["BadRecordMac", "DecodeError", "RecordOverflow", "UnexpectedMessage"];
@@ -91,11 +88,11 @@ impl Traffic {
         self.down.load(Ordering::Relaxed)
     }
 
-    fn sent(&self, message: &impl Message) {
+    pub(crate) fn sent(&self, message: &impl Message) {
         self.up.fetch_add((message.encoded_len() + FRAME) as u64, Ordering::Relaxed);
     }
 
-    fn received(&self, message: &impl Message) {
+    pub(crate) fn received(&self, message: &impl Message) {
         self.down.fetch_add((message.encoded_len() + FRAME) as u64, Ordering::Relaxed);
     }
 }
@@ -133,8 +130,8 @@ pub enum CallError {
 /// A connection to the server; it is opened when first used, and again when it was lost.
 #[derive(Clone)]
 pub struct Connection {
-    client: FederationClient<Channel>,
-    traffic: Arc<Traffic>,
+    pub(crate) client: FederationClient<Channel>,
+    pub(crate) traffic: Arc<Traffic>,
     watch: Option<WatchCalls>,
 }
 
@@ -184,7 +181,7 @@ impl Connection {
         Self { watch: Some(Arc::new(watch)), ..self }
     }
 
-    fn begin(&self, kind: CallKind) -> Begun {
+    pub(crate) fn begin(&self, kind: CallKind) -> Begun {
         Begun::now(kind, self.watch.clone())
     }
 
@@ -232,61 +229,38 @@ impl Connection {
         }
     }
 
-    /// Fetches an adapter; no more bytes are taken than its layout has.
+    /// Asks whether this device's work in `round` still counts, and how much of its update, if there
+    /// is one, the server has.
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn fetch_adapter(
+    pub async fn standing(
         &mut self,
-        version: Version,
-        layout: Arc<Layout>,
-    ) -> Result<Adapter, CallError> {
-        let call = self.begin(CallKind::FetchAdapter);
-        call.end(self.receive_adapter(version, layout).await)
+        run: &RunId,
+        round: Round,
+        payload_digest: Option<Digest>,
+    ) -> Result<Standing, CallError> {
+        let request = StandingRequest { run: run.clone(), round, payload_digest };
+        let call = self.begin(CallKind::Standing);
+        call.end(self.ask_standing(request.into()).await)
     }
 
-    async fn receive_adapter(
-        &mut self,
-        version: Version,
-        layout: Arc<Layout>,
-    ) -> Result<Adapter, CallError> {
-        let request = v1::FetchAdapterRequest { version: version.0 };
+    async fn ask_standing(&mut self, request: v1::StandingRequest) -> Result<Standing, CallError> {
+        use v1::standing_response::Standing as Answer;
         self.traffic.sent(&request);
-        let mut chunks = patiently(self.client.fetch_adapter(request)).await?;
-        let contract = |error: &dyn Error| CallError::Contract(format!("the adapter: {error}"));
-        let mut pieces = Pieces::new(layout.bytes());
-        loop {
-            let next = tokio::time::timeout(PATIENCE, chunks.message()).await;
-            let Some(chunk) = next.map_err(|_| too_slow())?.map_err(explain)? else { break };
-            self.traffic.received(&chunk);
-            pieces.push(&chunk.data).map_err(|error| contract(&error))?;
-        }
-        let bytes = pieces.finish().map_err(|error| contract(&error))?;
-        Adapter::from_bytes(layout, &bytes).map_err(|error| contract(&error))
-    }
-
-    /// Sends an update.
-    ///
-    /// # Errors
-    /// See [`CallError`].
-    pub async fn report(&mut self, update: &ClientUpdate) -> Result<SignedReceipt, CallError> {
-        let call = self.begin(CallKind::Report);
-        call.end(self.send_update(update).await)
-    }
-
-    async fn send_update(&mut self, update: &ClientUpdate) -> Result<SignedReceipt, CallError> {
-        let chunks = report_chunks(update);
-        for chunk in &chunks {
-            self.traffic.sent(chunk);
-        }
-        let call = self.client.report(tokio_stream::iter(chunks));
-        let response = tokio::time::timeout(REPORT_PATIENCE, call).await;
-        let response = response.map_err(|_| too_slow())?.map_err(explain)?.into_inner();
+        let response = patiently(self.client.standing(request)).await?;
         self.traffic.received(&response);
-        let receipt = convert::receipt(&response);
-        let (receipt, signature) =
-            receipt.map_err(|error| CallError::Contract(error.to_string()))?;
-        Ok(SignedReceipt { receipt, signature })
+        match response.standing {
+            Some(Answer::Awaited(awaited)) => Ok(Standing::Awaited {
+                received: usize::try_from(awaited.received_bytes).unwrap_or(usize::MAX),
+                within: Duration::from_millis(awaited.report_within_ms),
+            }),
+            Some(Answer::Receipt(receipt)) => Ok(Standing::Counted(signed(&receipt)?)),
+            Some(Answer::Over(over)) => {
+                Ok(Standing::Over { code: over.reason, message: over.message })
+            }
+            None => Err(CallError::Contract("the answer to a standing is empty".to_owned())),
+        }
     }
 
     /// Tells that this device gives nothing in `round`.
@@ -333,38 +307,41 @@ pub enum CheckIn {
     },
 }
 
-fn report_chunks(update: &ClientUpdate) -> Vec<v1::ReportChunk> {
-    let bytes = update.payload.bytes();
-    let header = ReportHeader {
-        run: update.run.clone(),
-        round: update.round,
-        num_examples: update.num_examples,
-        payload_bytes: bytes.len(),
-        payload_digest: update.payload.digest(),
-    };
-    let header = v1::report_chunk::Part::Header(header.into());
-    let shared = update.payload.shared();
-    let starts = (0..bytes.len()).step_by(CHUNK_BYTES);
-    let chunk = |start| shared.slice(start..bytes.len().min(start + CHUNK_BYTES));
-    let data = starts.map(|start| v1::report_chunk::Part::Data(chunk(start)));
-    let parts = std::iter::once(header).chain(data);
-    parts.map(|part| v1::ReportChunk { part: Some(part) }).collect()
+/// Where a device's work stands.
+#[derive(Debug)]
+pub enum Standing {
+    /// The server awaits the update.
+    Awaited {
+        /// Bytes of the payload that it has.
+        received: usize,
+        /// For how long.
+        within: Duration,
+    },
+    /// The update counts already.
+    Counted(SignedReceipt),
+    /// The work does not count.
+    Over {
+        /// Why, as one word.
+        code: String,
+        /// Why, for people.
+        message: String,
+    },
 }
 
 async fn patiently<T>(
     call: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, CallError> {
-    let response = tokio::time::timeout(PATIENCE, call).await.map_err(|_| too_slow())?;
+    let response = tokio::time::timeout(PATIENCE, call).await.map_err(|_| too_slow(PATIENCE))?;
     response.map(tonic::Response::into_inner).map_err(explain)
 }
 
-fn too_slow() -> CallError {
-    let message = format!("the server did not answer within {} s", PATIENCE.as_secs());
+pub(crate) fn too_slow(patience: Duration) -> CallError {
+    let message = format!("nothing came from the server within {} s", patience.as_secs());
     CallError::Unavailable { message, after: None }
 }
 
 /// What a failed call means for the device.
-fn explain(status: Status) -> CallError {
+pub(crate) fn explain(status: Status) -> CallError {
     let metadata = |key| status.metadata().get(key).and_then(|value| value.to_str().ok());
     let mut message = status.message().to_owned();
     let mut cause = Error::source(&status);
@@ -400,8 +377,8 @@ fn may_pass(code: Code, reason: &str) -> bool {
         }
         // Without a reason, these come from the transport and not from the server's rules.
         Code::Unknown | Code::Internal => reason.is_empty() || reason == "broken-stream",
-        // Damage on the way: the same bytes are sent again.
-        _ => reason == "wrong-digest",
+        // Damage on the way, or two sides that disagree on what came: the same bytes are sent again.
+        _ => ["wrong-digest", "unknown-offset", "superseded"].contains(&reason),
     }
 }
 
@@ -453,15 +430,5 @@ mod tests {
             assert_eq!(matches!(error, CallError::Unavailable { .. }), passes, "{error:?}");
             assert_eq!(matches!(error, CallError::NotTrusted(_)), !passes, "{error:?}");
         }
-    }
-
-    #[test]
-    fn reports_are_cut_into_chunks_that_both_sides_accept() {
-        let payload = floret_core::Payload::from_bytes(vec![7; 2 * CHUNK_BYTES + 1]);
-        let update =
-            ClientUpdate { run: "run".parse().unwrap(), round: Round(1), num_examples: 3, payload };
-        let chunks = report_chunks(&update);
-        assert_eq!(chunks.len(), 4);
-        assert!(chunks.iter().all(|chunk| chunk.encoded_len() <= MESSAGE_BYTES_MAX));
     }
 }

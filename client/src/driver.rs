@@ -1,26 +1,32 @@
 //! Asks the session what to do, does it, and brings the result back.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use floret_core::{
-    Adapter, ClientUpdate, Layout, LoraConfig, PublicKey, Receipt, Round, Time, Version,
+    Adapter, ClientUpdate, Digest, Layout, LoraConfig, PublicKey, Receipt, Round, RunId,
+    SignedReceipt, Version,
 };
 use floret_device::session::{Outcome, RunEnd};
 use floret_device::{
-    Action, Input, Progress, Record, Session, Store as _, TrainError, TrainingTask,
+    Action, Input, Progress, Record, Session, Store as _, TrainError, TrainingOutcome, TrainingTask,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::connection::{CallError, CheckIn, Connection};
+use crate::clock::Clock;
+use crate::connection::{CallError, CheckIn, Connection, Standing};
 use crate::store::{DeviceStore, StoreError};
 use crate::training_thread::{ThreadGone, TrainingThread};
+use crate::transfer::Download;
 
 /// How often the run's last adapter is asked for, when the server may already be stopping.
 const LAST_FETCH_TRIES: u32 = 6;
 /// Longest wait that a server can ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+/// How often the clock is looked at while training goes on: the device may have slept.
+const LOOK: Duration = Duration::from_secs(15);
 
 /// What a device does, for whoever watches. It holds nothing of the device's data.
 #[derive(Debug, Clone)]
@@ -98,6 +104,9 @@ pub enum DriverError {
 }
 
 type Watch = Arc<dyn Fn(Event) + Send + Sync>;
+type Trained = Result<Result<TrainingOutcome, TrainError>, ThreadGone>;
+/// Training that goes on; dropping it cancels it.
+type Training = Pin<Box<dyn Future<Output = Trained> + Send>>;
 
 /// A device that takes part in a run.
 pub struct Device {
@@ -106,11 +115,16 @@ pub struct Device {
     trainer: TrainingThread,
     backoff: Backoff,
     watch: Watch,
-    origin: Instant,
+    clock: Clock,
     store: Option<DeviceStore>,
     ledger_key: Option<PublicKey>,
     /// What the adapter of the last plan looks like.
     shape: Option<(LoraConfig, Arc<Layout>)>,
+    /// An adapter that came in part.
+    download: Option<Download>,
+    training: Option<Training>,
+    /// Whether the server may know the update already, or not want it any more.
+    ask_first: bool,
 }
 
 impl std::fmt::Debug for Device {
@@ -130,9 +144,20 @@ impl Device {
         watch: impl Fn(Event) + Send + Sync + 'static,
     ) -> Self {
         let watch = Arc::new(watch);
-        let origin = Instant::now();
-        let (store, ledger_key, shape) = (None, None, None);
-        Self { session, connection, trainer, backoff, watch, origin, store, ledger_key, shape }
+        Self {
+            session,
+            connection,
+            trainer,
+            backoff,
+            watch,
+            clock: Clock::start(),
+            store: None,
+            ledger_key: None,
+            shape: None,
+            download: None,
+            training: None,
+            ask_first: false,
+        }
     }
 
     /// Keeps in `store` what must outlive a crash, and goes on with what it holds already.
@@ -140,7 +165,9 @@ impl Device {
     /// # Errors
     /// The store cannot be read.
     pub fn with_store(mut self, mut store: DeviceStore) -> Result<Self, StoreError> {
-        self.session = self.session.with_pending(store.load()?);
+        let pending = store.load()?;
+        self.ask_first = pending.is_some();
+        self.session = self.session.with_pending(pending);
         self.store = Some(store);
         Ok(self)
     }
@@ -159,9 +186,7 @@ impl Device {
     /// The device was stopped, or the server's answers make going on pointless.
     pub async fn run(mut self, stop: CancellationToken) -> Result<RunEnd, DriverError> {
         loop {
-            let expired = self.session.handle_timeout(self.now());
-            self.apply(expired)?;
-            let action = self.session.next_action(self.now());
+            let action = self.session.next_action(self.clock.now());
             if let Action::Stop(end) = action {
                 tokio::select! {
                     () = self.fetch_last(end.version) => {}
@@ -202,7 +227,10 @@ impl Device {
                 tokio::time::sleep(rest).await;
                 Ok(None)
             }
-            Action::Fetch { version, layout, .. } => Ok(self.fetch(version, layout).await?),
+            Action::Fetch { version, digest, layout } => {
+                Ok(self.fetch(version, digest, layout).await?)
+            }
+            Action::AskStanding { run, round } => self.ask_standing(&run, round).await,
             Action::Train(task) => Ok(self.train(task).await?),
             Action::Report(update) => Ok(self.report(&update).await?),
             Action::Decline { round, reason } => {
@@ -215,15 +243,22 @@ impl Device {
         }
     }
 
+    /// Fetches an adapter, or the rest of one that broke off.
     async fn fetch(
         &mut self,
         version: Version,
+        digest: Digest,
         layout: Arc<Layout>,
     ) -> Result<Option<Input>, CallError> {
-        match self.connection.fetch_adapter(version, layout).await {
+        let begun = self.download.take().filter(|download| download.is_of(digest));
+        let mut download = begun.unwrap_or_else(|| Download::new(version, Some(digest), layout));
+        match self.connection.fetch(&mut download).await {
             Ok(adapter) => Ok(Some(Input::Fetched(adapter))),
             Err(CallError::Refused { message, .. }) => Ok(Some(Input::FetchRefused(message))),
-            Err(error) => Err(error),
+            Err(error) => {
+                self.download = Some(download);
+                Err(error)
+            }
         }
     }
 
@@ -248,34 +283,74 @@ impl Device {
         (self.watch)(Event::NoLastAdapter { reason });
     }
 
+    /// Trains, or goes on with it, until it is done or the clock must be looked at.
     async fn train(&mut self, task: Arc<TrainingTask>) -> Result<Option<Input>, ThreadGone> {
-        let (watch, round) = (Arc::clone(&self.watch), task.plan.round);
-        let told = move |progress| watch(Event::Training { round, progress });
-        let training = self.trainer.train(task, told);
-        match tokio::time::timeout(self.time_left(), training).await {
-            Ok(Ok(Err(TrainError::Cancelled))) | Err(_) => Ok(None),
+        if self.training.is_none() {
+            let (watch, round) = (Arc::clone(&self.watch), task.plan.round);
+            let told = move |progress| watch(Event::Training { round, progress });
+            let trainer = self.trainer.clone();
+            self.training = Some(Box::pin(async move { trainer.train(task, told).await }));
+        }
+        let now = self.clock.now();
+        let left = self.session.deadline().map_or(Duration::ZERO, |deadline| now.until(deadline));
+        match tokio::time::timeout(left.min(LOOK), trained(&mut self.training)).await {
             Ok(outcome) => Ok(Some(Input::Trained(outcome?))),
+            Err(_) => Ok(None),
         }
     }
 
+    /// Asks whether the round still awaits this device; training goes on meanwhile, and may end.
+    async fn ask_standing(
+        &mut self,
+        run: &RunId,
+        round: Round,
+    ) -> Result<Option<Input>, DriverError> {
+        let standing = tokio::select! {
+            biased;
+            outcome = trained(&mut self.training) => return Ok(Some(Input::Trained(outcome?))),
+            standing = self.connection.standing(run, round, None) => standing?,
+        };
+        Ok(Some(match standing {
+            Standing::Awaited { within, .. } => Input::Awaited(within),
+            Standing::Counted(_) | Standing::Over { .. } => Input::Over,
+        }))
+    }
+
+    /// Sends the update, or what the server does not have yet of it.
     async fn report(&mut self, update: &ClientUpdate) -> Result<Option<Input>, CallError> {
-        match self.connection.report(update).await {
-            Ok(signed) => {
-                let client = self.session.client();
-                let genuine = self.ledger_key.as_ref().is_none_or(|key| {
-                    signed.receipt.verify(&update.run, client, key, &signed.signature)
-                });
-                match genuine {
-                    true => Ok(Some(Input::Acknowledged(signed))),
-                    false => Err(CallError::Contract(
-                        "the receipt is not signed with the key in ledger_key".to_owned(),
-                    )),
+        let mut offset = 0;
+        if std::mem::replace(&mut self.ask_first, true) {
+            let digest = Some(update.payload.digest());
+            match self.connection.standing(&update.run, update.round, digest).await? {
+                Standing::Awaited { received, .. } => {
+                    offset = received.min(update.payload.bytes().len());
                 }
+                Standing::Counted(signed) => return self.acknowledged(update, signed),
+                Standing::Over { code, message } => return Ok(Some(refused(&code, &message))),
             }
-            Err(CallError::Refused { code, message }) => {
-                Ok(Some(Input::ReportRefused(format!("{message} ({code})"))))
-            }
+        }
+        match self.connection.report_from(update, offset).await {
+            Ok(signed) => self.acknowledged(update, signed),
+            Err(CallError::Refused { code, message }) => Ok(Some(refused(&code, &message))),
             Err(error) => Err(error),
+        }
+    }
+
+    fn acknowledged(
+        &self,
+        update: &ClientUpdate,
+        signed: SignedReceipt,
+    ) -> Result<Option<Input>, CallError> {
+        let client = self.session.client();
+        let genuine = self
+            .ledger_key
+            .as_ref()
+            .is_none_or(|key| signed.receipt.verify(&update.run, client, key, &signed.signature));
+        match genuine {
+            true => Ok(Some(Input::Acknowledged(signed))),
+            false => Err(CallError::Contract(
+                "the receipt is not signed with the key in ledger_key".to_owned(),
+            )),
         }
     }
 
@@ -283,9 +358,10 @@ impl Device {
     /// nothing, and the same action is tried again after a pause.
     fn bring_back(&mut self, input: Option<Input>) -> Result<(), DriverError> {
         let Some(input) = input else { return Ok(()) };
+        let now = self.clock.now();
         let records = self
             .session
-            .handle(self.now(), input)
+            .handle(now, input)
             .map_err(|fault| CallError::Unavailable { message: fault.to_string(), after: None })?;
         self.apply(records)
     }
@@ -298,6 +374,16 @@ impl Device {
             if let Record::Accepted { plan, layout, .. } = &record {
                 self.shape = Some((plan.lora.clone(), Arc::clone(layout)));
             }
+            match &record {
+                // Late work may be worth nothing any more.
+                Record::Encoded(_) => {
+                    let now = self.clock.now();
+                    self.ask_first =
+                        self.session.deadline().is_some_and(|deadline| deadline <= now);
+                }
+                Record::Settled { .. } => self.training = None,
+                _ => {}
+            }
             if let Some(event) = event(&record) {
                 (self.watch)(event);
             }
@@ -305,16 +391,18 @@ impl Device {
         }
         Ok(())
     }
+}
 
-    fn now(&self) -> Time {
-        Time(u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX))
-    }
+/// The end of training that goes on; never, if none does.
+async fn trained(training: &mut Option<Training>) -> Trained {
+    let Some(running) = training else { return std::future::pending().await };
+    let outcome = running.await;
+    *training = None;
+    outcome
+}
 
-    /// Until the deadline of the open round.
-    fn time_left(&self) -> Duration {
-        let deadline = self.session.poll_timeout();
-        deadline.map_or(Duration::ZERO, |deadline| self.now().until(deadline))
-    }
+fn refused(code: &str, message: &str) -> Input {
+    Input::ReportRefused(format!("{message} ({code})"))
 }
 
 fn event(record: &Record) -> Option<Event> {
@@ -345,7 +433,7 @@ fn event(record: &Record) -> Option<Event> {
             lora: task.plan.lora.clone(),
             adapter: task.adapter.clone(),
         }),
-        Record::Waiting(_) => None,
+        Record::Waiting(_) | Record::Extended(_) => None,
         Record::Settled { outcome: Outcome::Declined, .. } => None,
     }
 }

@@ -5,8 +5,10 @@
 //! - [`config`]: what `client.toml` says
 //! - [`data`]: the private examples on this device
 //! - [`connection`]: the calls of the wire contract over mutual TLS
+//! - [`transfer`]: adapters and updates on their way, which go on where they broke
 //! - [`calls`], `dial`: what it tells of its calls, and another way to the server than a socket
 //! - [`backoff`]: how long to wait before trying again
+//! - `clock`: time that passes while the device sleeps
 //! - [`training_thread`]: the one long-lived thread that trains
 //! - [`driver`]: asks the session what to do, does it, brings the result back
 //! - [`store`], [`history`]: what outlives a crash, and what left this device
@@ -15,6 +17,7 @@
 
 pub mod backoff;
 pub mod calls;
+mod clock;
 pub mod config;
 pub mod connection;
 pub mod data;
@@ -25,6 +28,7 @@ pub mod report;
 pub mod setup;
 pub mod store;
 pub mod training_thread;
+pub mod transfer;
 
 pub use backoff::Backoff;
 pub use calls::{Call, CallKind};
@@ -34,3 +38,4 @@ pub use data::{PrivateData, read_examples};
 pub use driver::{Device, DriverError, Event};
 pub use store::DeviceStore;
 pub use training_thread::TrainingThread;
+pub use transfer::Download;

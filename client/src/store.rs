@@ -175,6 +175,7 @@ impl floret_device::Store for DeviceStore {
                 Record::Settled { outcome: Settled::Declined | Settled::Expired, .. }
                 | Record::Waiting(_)
                 | Record::Accepted { .. }
+                | Record::Extended(_)
                 | Record::Ready(_)
                 | Record::Declined { .. }
                 | Record::Ended(_) => {}

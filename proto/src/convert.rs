@@ -26,6 +26,11 @@ fn digest(field: &'static str, bytes: &[u8]) -> Result<Digest, InvalidMessage> {
     Digest::try_from(bytes).map_err(|_| invalid(field, "is no digest of 32 bytes"))
 }
 
+/// An empty field stands for no digest.
+fn optional_digest(field: &'static str, bytes: &[u8]) -> Result<Option<Digest>, InvalidMessage> {
+    if bytes.is_empty() { Ok(None) } else { digest(field, bytes).map(Some) }
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -173,18 +178,25 @@ pub struct ReportHeader {
     pub payload_bytes: usize,
     /// Digest of the payload.
     pub payload_digest: Digest,
+    /// Where the data that follows begins; within the payload.
+    pub offset: usize,
 }
 
 impl ReportHeader {
     /// Checks a header against the largest payload that the layout permits.
     ///
     /// # Errors
-    /// No digest, or a length beyond that limit.
+    /// No digest, a length beyond that limit, or an offset beyond that length.
     pub fn check(header: &v1::ReportHeader, payload_max: usize) -> Result<Self, InvalidMessage> {
         let payload_bytes = usize::try_from(header.payload_bytes).unwrap_or(usize::MAX);
         if payload_bytes > payload_max {
             let problem = format!("is {payload_bytes}, more than the layout's {payload_max}");
             return Err(invalid("payload_bytes", problem));
+        }
+        let offset = usize::try_from(header.offset).unwrap_or(usize::MAX);
+        if offset > payload_bytes {
+            let problem = format!("is {offset}, beyond the payload's {payload_bytes} bytes");
+            return Err(invalid("offset", problem));
         }
         Ok(Self {
             run: header.run.parse().map_err(|_| invalid("run", "is no valid name"))?,
@@ -192,6 +204,7 @@ impl ReportHeader {
             num_examples: header.num_examples,
             payload_bytes,
             payload_digest: digest("payload_digest", &header.payload_digest)?,
+            offset,
         })
     }
 }
@@ -204,8 +217,61 @@ impl From<ReportHeader> for v1::ReportHeader {
             num_examples: header.num_examples,
             payload_bytes: header.payload_bytes as u64,
             payload_digest: header.payload_digest.0.to_vec(),
+            offset: header.offset as u64,
         }
     }
+}
+
+/// The question where an update stands, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandingRequest {
+    /// The run.
+    pub run: RunId,
+    /// The round.
+    pub round: Round,
+    /// Digest of the payload, once there is one.
+    pub payload_digest: Option<Digest>,
+}
+
+impl TryFrom<v1::StandingRequest> for StandingRequest {
+    type Error = InvalidMessage;
+
+    fn try_from(request: v1::StandingRequest) -> Result<Self, InvalidMessage> {
+        Ok(Self {
+            run: request.run.parse().map_err(|_| invalid("run", "is no valid name"))?,
+            round: Round(request.round),
+            payload_digest: optional_digest("payload_digest", &request.payload_digest)?,
+        })
+    }
+}
+
+impl From<StandingRequest> for v1::StandingRequest {
+    fn from(request: StandingRequest) -> Self {
+        Self {
+            run: request.run.to_string(),
+            round: request.round.0,
+            payload_digest: request.payload_digest.map_or_else(Vec::new, |it| it.0.to_vec()),
+        }
+    }
+}
+
+/// The request of a download: its version, the adapter's digest if the device knows it, and the byte
+/// at which to begin.
+///
+/// # Errors
+/// A digest of another length than a digest's.
+pub fn fetch_request(
+    request: &v1::FetchAdapterRequest,
+) -> Result<(Version, Option<Digest>, usize), InvalidMessage> {
+    let digest = optional_digest("adapter_digest", &request.adapter_digest)?;
+    let offset = usize::try_from(request.offset).unwrap_or(usize::MAX);
+    Ok((Version(request.version), digest, offset))
+}
+
+/// That an update is awaited, of which `received` bytes are kept.
+#[must_use]
+pub fn awaited(received: usize, report_within: Duration) -> v1::Awaited {
+    v1::Awaited { received_bytes: received as u64, report_within_ms: millis(report_within) }
 }
 
 /// A signed receipt as a message.
@@ -306,6 +372,7 @@ mod tests {
             num_examples: 2,
             payload_bytes: 100,
             payload_digest: Digest::of(b"p"),
+            offset: 40,
         };
         let message = v1::ReportHeader::from(header.clone());
         assert_eq!(ReportHeader::check(&message, 100).unwrap(), header);
@@ -313,6 +380,22 @@ mod tests {
         assert!(error.contains("payload_bytes"), "{error}");
         let huge = v1::ReportHeader { payload_bytes: u64::MAX, ..message };
         assert!(ReportHeader::check(&huge, usize::MAX - 1).is_err());
+        let beyond = v1::ReportHeader { offset: 101, ..v1::ReportHeader::from(header) };
+        let error = ReportHeader::check(&beyond, 100).unwrap_err().to_string();
+        assert!(error.contains("offset is 101, beyond the payload's 100 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_digest_may_be_left_out_and_not_cut_short() {
+        for payload_digest in [None, Some(Digest::of(b"p"))] {
+            let request =
+                StandingRequest { run: "run".parse().unwrap(), round: Round(2), payload_digest };
+            let message = v1::StandingRequest::from(request.clone());
+            assert_eq!(StandingRequest::try_from(message).unwrap(), request);
+        }
+        let short = v1::FetchAdapterRequest { adapter_digest: vec![1; 31], ..Default::default() };
+        let error = fetch_request(&short).unwrap_err().to_string();
+        assert!(error.contains("adapter_digest"), "{error}");
     }
 
     proptest! {

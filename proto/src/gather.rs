@@ -23,7 +23,20 @@ impl Pieces {
     /// Room for `want` bytes. Growing it piece by piece would leave holes in the heap.
     #[must_use]
     pub fn new(want: usize) -> Self {
-        Self { bytes: Vec::with_capacity(want), want }
+        Self::after(Vec::new(), want)
+    }
+
+    /// The first bytes of `want`, and room for the rest.
+    fn after(mut bytes: Vec<u8>, want: usize) -> Self {
+        bytes.truncate(want);
+        bytes.reserve_exact(want - bytes.len());
+        Self { bytes, want }
+    }
+
+    /// How many bytes came so far.
+    #[must_use]
+    pub fn received(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Takes the next piece.
@@ -43,10 +56,14 @@ impl Pieces {
     /// # Errors
     /// Fewer bytes than were announced.
     pub fn finish(self) -> Result<Vec<u8>, WrongLength> {
-        if self.bytes.len() < self.want {
-            return Err(WrongLength { want: self.want, problem: "fewer" });
+        self.check().map(|()| self.bytes)
+    }
+
+    fn check(&self) -> Result<(), WrongLength> {
+        match self.bytes.len() == self.want {
+            true => Ok(()),
+            false => Err(WrongLength { want: self.want, problem: "fewer" }),
         }
-        Ok(self.bytes)
     }
 }
 
@@ -59,50 +76,78 @@ pub enum BrokenReport {
     /// A header that breaks the contract.
     #[error(transparent)]
     Message(#[from] InvalidMessage),
+    /// A report that goes on beyond what came before.
+    #[error(
+        "the report goes on at byte {offset}, and {kept} bytes of it are here: ask where it stands, \
+         and go on there"
+    )]
+    Offset {
+        /// Where it goes on.
+        offset: usize,
+        /// Bytes that are here.
+        kept: usize,
+    },
     /// Another length than the header announced.
     #[error("the payload is not as its header says: {0}")]
     Length(#[from] WrongLength),
 }
 
-/// A report on its way: a header, then the payload's bytes, bounded by the header, and that by the
-/// run's layout.
-#[derive(Debug)]
-pub struct ReportGather {
+/// The header that a report begins with, for a payload of at most `payload_max` bytes.
+///
+/// # Errors
+/// A chunk that is no header, or a header that is refused.
+pub fn report_header(
+    chunk: &v1::ReportChunk,
     payload_max: usize,
-    begun: Option<(ReportHeader, Pieces)>,
+) -> Result<ReportHeader, BrokenReport> {
+    match &chunk.part {
+        Some(Part::Header(header)) => Ok(ReportHeader::check(header, payload_max)?),
+        _ => Err(BrokenReport::Header),
+    }
 }
 
+/// A report's payload on its way, bounded by its header, and that by the run's layout.
+#[derive(Debug)]
+pub struct ReportGather(Pieces);
+
 impl ReportGather {
-    /// Nothing yet, of a payload of at most `payload_max` bytes.
-    #[must_use]
-    pub fn new(payload_max: usize) -> Self {
-        Self { payload_max, begun: None }
+    /// The payload that `header` announces, of which `kept` came before; what of that lies beyond
+    /// the header's offset is sent again.
+    ///
+    /// # Errors
+    /// An offset beyond what was kept.
+    pub fn new(header: &ReportHeader, mut kept: Vec<u8>) -> Result<Self, BrokenReport> {
+        let offset = header.offset;
+        if offset > kept.len() {
+            return Err(BrokenReport::Offset { offset, kept: kept.len() });
+        }
+        kept.truncate(offset);
+        Ok(Self(Pieces::after(kept, header.payload_bytes)))
     }
 
     /// Takes the next chunk.
     ///
     /// # Errors
-    /// A chunk out of order, a header that is refused, or more bytes than it announced.
+    /// A chunk that holds no data, or more bytes than the header announced.
     pub fn push(&mut self, chunk: &v1::ReportChunk) -> Result<(), BrokenReport> {
-        match (&mut self.begun, &chunk.part) {
-            (None, Some(Part::Header(header))) => {
-                let header = ReportHeader::check(header, self.payload_max)?;
-                let pieces = Pieces::new(header.payload_bytes);
-                self.begun = Some((header, pieces));
-                Ok(())
-            }
-            (Some((_, pieces)), Some(Part::Data(data))) => Ok(pieces.push(data)?),
+        match &chunk.part {
+            Some(Part::Data(data)) => Ok(self.0.push(data)?),
             _ => Err(BrokenReport::Header),
         }
     }
 
-    /// The header and the payload's bytes, once the stream has ended.
+    /// What came so far.
+    #[must_use]
+    pub fn into_received(self) -> Vec<u8> {
+        self.0.bytes
+    }
+
+    /// Whether the payload is whole.
     ///
     /// # Errors
-    /// No header, or fewer bytes than it announced.
-    pub fn finish(self) -> Result<(ReportHeader, Vec<u8>), BrokenReport> {
-        let (header, pieces) = self.begun.ok_or(BrokenReport::Header)?;
-        Ok((header, pieces.finish()?))
+    /// Fewer bytes than the header announced.
+    pub fn check(&self) -> Result<(), BrokenReport> {
+        Ok(self.0.check()?)
     }
 }
 
@@ -120,6 +165,7 @@ mod tests {
             num_examples: 2,
             payload_bytes,
             payload_digest,
+            offset: 0,
         };
         v1::ReportChunk { part: Some(Part::Header(header.into())) }
     }
@@ -129,11 +175,33 @@ mod tests {
     }
 
     fn gather(chunks: &[v1::ReportChunk]) -> Result<Vec<u8>, BrokenReport> {
-        let mut gather = ReportGather::new(6);
-        for chunk in chunks {
+        let (first, rest) = chunks.split_first().ok_or(BrokenReport::Header)?;
+        let mut gather = ReportGather::new(&report_header(first, 6)?, Vec::new())?;
+        for chunk in rest {
             gather.push(chunk)?;
         }
-        gather.finish().map(|(_, payload)| payload)
+        gather.check()?;
+        Ok(gather.into_received())
+    }
+
+    #[test]
+    fn a_payload_goes_on_where_it_broke() {
+        let chunk = header(6);
+        let header = |offset| ReportHeader {
+            offset,
+            ..report_header(&chunk, 6).unwrap_or_else(|_| panic!())
+        };
+        for offset in 0..=4 {
+            let mut gather = ReportGather::new(&header(offset), b"abcd".to_vec()).unwrap();
+            gather.push(&data(&b"abcdef"[offset..])).unwrap();
+            gather.check().unwrap();
+            assert_eq!(gather.into_received(), b"abcdef", "from byte {offset}");
+        }
+        let error = ReportGather::new(&header(5), b"abcd".to_vec()).unwrap_err().to_string();
+        assert!(error.contains("goes on at byte 5, and 4 bytes"), "{error}");
+        let mut gather = ReportGather::new(&header(2), b"abcd".to_vec()).unwrap();
+        assert!(gather.push(&data(b"cdefg")).is_err());
+        assert_eq!(gather.into_received(), b"ab");
     }
 
     #[test]

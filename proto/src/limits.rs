@@ -3,11 +3,11 @@
 /// The protocol version that this build speaks.
 pub const PROTOCOL: u32 = 1;
 
-/// Bytes of an adapter or payload in one chunk.
-pub const CHUNK_BYTES: usize = 256 * 1024;
+/// Bytes of an adapter or payload in one chunk: few, so that a slow link moves one within seconds.
+pub const CHUNK_BYTES: usize = 16 * 1024;
 
-/// Largest gRPC message either side accepts: a chunk and its framing.
-pub const MESSAGE_BYTES_MAX: usize = CHUNK_BYTES + 16 * 1024;
+/// Largest gRPC message either side accepts.
+pub const MESSAGE_BYTES_MAX: usize = 256 * 1024 + 16 * 1024;
 
 /// Longest reason of a decline that the server keeps, in bytes.
 pub const REASON_BYTES_MAX: usize = 512;

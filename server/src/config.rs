@@ -160,12 +160,22 @@ pub struct Limits {
     pub max_streams_per_connection: u32,
     /// Adapters and updates in flight at once.
     pub max_concurrent_transfers: usize,
+    /// Bytes of memory that those take together.
+    pub max_transfer_bytes: usize,
+    /// Broken uploads that are kept until their devices go on with them.
+    pub max_partial_uploads: usize,
+    /// Bytes on disk that those take together.
+    pub max_partial_bytes: u64,
     /// Calls that wait for the run's decision.
     pub queue_length: usize,
     /// Seconds for a TLS handshake.
     pub handshake_timeout_s: f64,
-    /// Seconds for a call, once its transfer may begin.
+    /// Seconds for a small call, and for waiting until a transfer may begin.
     pub request_timeout_s: f64,
+    /// Seconds without a byte after which a transfer ends.
+    pub stall_timeout_s: f64,
+    /// Least rate of a transfer, beyond the first `stall_timeout_s`.
+    pub min_bytes_per_s: u32,
     /// Seconds after which a connection is closed in good order.
     pub connection_max_age_s: f64,
     /// Seconds that calls in flight get at shutdown.
@@ -216,7 +226,22 @@ impl Config {
             let (value, accepted) = (value.to_string(), "1 to 1000000");
             return Err(ConfigError::Value { key, value, accepted });
         }
+        let bytes = [
+            ("limits.max_transfer_bytes", limits.max_transfer_bytes as u64, 64 * 1024),
+            ("limits.max_partial_bytes", limits.max_partial_bytes, 0),
+            ("limits.min_bytes_per_s", limits.min_bytes_per_s.into(), 1),
+        ];
+        let wrong = |(_, n, least): &(_, u64, u64)| !(*least..=1 << 40).contains(n);
+        if let Some((key, value, least)) = bytes.into_iter().find(wrong) {
+            let accepted = match least {
+                0 => "0 to 1099511627776 bytes",
+                1 => "1 to 1099511627776 bytes",
+                _ => "65536 to 1099511627776 bytes",
+            };
+            return Err(ConfigError::Value { key, value: value.to_string(), accepted });
+        }
         let seconds = [
+            ("limits.stall_timeout_s", limits.stall_timeout_s),
             ("limits.handshake_timeout_s", limits.handshake_timeout_s),
             ("limits.request_timeout_s", limits.request_timeout_s),
             ("limits.connection_max_age_s", limits.connection_max_age_s),

@@ -11,12 +11,13 @@ use bytes::Bytes;
 use floret_aggregator::coordinator::Status;
 use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply, Store as _};
 use floret_core::{Adapter, ClientId, Digest, Version};
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::record_log;
+use crate::service::transfers::Room;
 use crate::store::{RunStore, StoreError};
 
 /// Longest wait of the driver, and least age at which a status is published anew without news.
@@ -62,7 +63,7 @@ struct CommandEnd {
     reply: oneshot::Sender<Result<Reply, Rejection>>,
     /// Held until the command is done, even if nobody waits for it any more: what waits in the
     /// queue counts as in flight.
-    _transfer: Option<OwnedSemaphorePermit>,
+    _room: Option<Room>,
 }
 
 /// Asks the driver. The driver ends when the last handle is gone.
@@ -85,10 +86,10 @@ impl DriverHandle {
         &self,
         client: ClientId,
         input: Input,
-        transfer: Option<OwnedSemaphorePermit>,
+        room: Option<Room>,
     ) -> Result<Result<Reply, Rejection>, NoAnswer> {
         let (reply, answer) = oneshot::channel();
-        let end = CommandEnd { reply, _transfer: transfer };
+        let end = CommandEnd { reply, _room: room };
         let command = Command { client, input, end };
         self.commands.try_send(command).map_err(|error| match error {
             TrySendError::Full(_) => NoAnswer::Busy,

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 /// certificates/ledger.pub  public key of the ledger and of receipts; every device holds a copy
 /// secrets/               private keys and the run's seed, readable by their owner alone
 /// state/                 the run: see [`crate::store`]
+/// state/incoming/        what came of uploads that broke; empty at each start
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
@@ -92,6 +93,12 @@ impl Home {
     #[must_use]
     pub fn seed(&self) -> PathBuf {
         self.dir.join("secrets/run.seed")
+    }
+
+    /// What came of uploads that broke.
+    #[must_use]
+    pub fn incoming(&self) -> PathBuf {
+        self.state().join("incoming")
     }
 
     /// What outlives a restart.

@@ -52,6 +52,7 @@ mod init;
 pub mod ledger_key;
 mod metrics;
 pub mod model_dir;
+mod patience;
 mod record_log;
 mod recovery;
 pub mod server;

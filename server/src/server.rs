@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use floret_aggregator::coordinator::Status;
 use floret_aggregator::ledger::{Scribe, Settings};
 use floret_aggregator::{Coordinator, InvalidRun, RunEnd};
-use floret_core::{Layout, Payload};
+use floret_core::{Layout, Payload, Round};
 use floret_store::{Folder, Locked};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -23,7 +23,7 @@ use crate::accept::Acceptor;
 use crate::admin::Admin;
 use crate::authority::{self, AuthorityError};
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, seconds};
+use crate::config::{Config, ConfigError, Limits, seconds};
 use crate::driver::{Driver, Keeper, Published, PublishedAdapter};
 use crate::error::CommandError;
 use crate::files::FileError;
@@ -31,7 +31,10 @@ use crate::home::Home;
 use crate::ledger_key;
 use crate::metrics::Metrics;
 use crate::model_dir::{BaseModel, ModelError};
+use crate::patience::Patience;
 use crate::recovery::{RecoveryError, recover};
+use crate::service::incoming::{Bounds, Incoming};
+use crate::service::transfers::{Queue, Transfers};
 use crate::service::{Attendance, Service};
 use crate::store::{RunStore, StoreError, StoreOptions};
 use crate::tls::{self, TlsError};
@@ -112,6 +115,9 @@ impl Server {
         let keeper = Keeper { coordinator, store, clock, state_dir: home.state() };
         let driver = Driver::start(keeper, Arc::clone(&metrics), limits.queue_length)?;
         let attendance = Arc::new(Attendance::default());
+        let incoming = Arc::new(open_incoming(home, &limits)?);
+        let request_timeout = seconds(limits.request_timeout_s);
+        let (most, bytes) = (limits.max_concurrent_transfers, limits.max_transfer_bytes);
         let service = Service {
             driver: driver.handle,
             published: driver.published.clone(),
@@ -119,8 +125,14 @@ impl Server {
             attendance: Arc::clone(&attendance),
             scribe,
             run,
-            transfers: Arc::new(Semaphore::new(limits.max_concurrent_transfers)),
-            request_timeout: seconds(limits.request_timeout_s),
+            transfers: Arc::new(Transfers::new(most, bytes, request_timeout)),
+            incoming: Arc::clone(&incoming),
+            calls: Queue::default(),
+            request_timeout,
+            patience: Patience {
+                stall: seconds(limits.stall_timeout_s),
+                min_bytes_per_s: limits.min_bytes_per_s,
+            },
             compression,
             payload_max,
         };
@@ -131,6 +143,8 @@ impl Server {
             started: Instant::now(),
         };
         tasks.spawn(pages.run(admin, shutdown.clone()));
+        let rounds = follow_rounds(driver.published.clone(), incoming);
+        tasks.spawn(shutdown.clone().run_until_cancelled_owned(rounds));
         let acceptor = Acceptor {
             tls: TlsAcceptor::from(Arc::new(tls)),
             service: Acceptor::bounded(service),
@@ -278,6 +292,25 @@ impl Prepared {
             saved.publish(&home.state()).map_err(Arc::new)?;
         }
         Ok(Self { coordinator, store, clock, scribe, tls })
+    }
+}
+
+fn open_incoming(home: &Home, limits: &Limits) -> Result<Incoming, ServerError> {
+    let bounds = Bounds { uploads: limits.max_partial_uploads, bytes: limits.max_partial_bytes };
+    Ok(Incoming::open(home.incoming(), bounds)?)
+}
+
+/// Tells `incoming` which round is open, until the driver stops.
+async fn follow_rounds(mut published: watch::Receiver<Published>, incoming: Arc<Incoming>) {
+    loop {
+        let open = {
+            let status = &published.borrow_and_update().status;
+            status.cohort.map(|_| Round(status.round))
+        };
+        incoming.round_is(open);
+        if published.changed().await.is_err() {
+            return;
+        }
     }
 }
 

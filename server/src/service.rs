@@ -1,7 +1,9 @@
 //! The gRPC service: what comes in is checked here, decided by the driver, and answered here.
 
 mod download;
+pub(crate) mod incoming;
 mod refusal;
+pub(crate) mod transfers;
 mod upload;
 
 use std::collections::BTreeMap;
@@ -12,19 +14,22 @@ use std::time::Duration;
 use floret_aggregator::ledger::Scribe;
 use floret_aggregator::{Input, Reply};
 use floret_core::payload::Compression;
-use floret_core::{ClientId, ClientUpdate, Payload, Round, RunId};
+use floret_core::{ClientId, Round, RunId};
 use floret_proto::limits::{PROTOCOL, REASON_BYTES_MAX};
 use floret_proto::v1::federation_server::Federation;
 use floret_proto::{convert, v1};
 use futures_util::Stream;
 use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::driver::{DriverHandle, Published};
+use crate::driver::{DriverHandle, NoAnswer, Published};
 use crate::metrics::Metrics;
+use crate::patience::Patience;
+use incoming::{Incoming, Key};
 use refusal::Refusal;
+use transfers::{Queue, Room, Transfers};
 
 /// What the calls of all connections share.
 #[derive(Debug)]
@@ -36,9 +41,16 @@ pub(crate) struct Service {
     /// Signs receipts for this run.
     pub(crate) scribe: Arc<Scribe>,
     pub(crate) run: RunId,
-    /// One permit for each adapter or update in flight: memory does not grow with the cohort.
-    pub(crate) transfers: Arc<Semaphore>,
+    /// Room for adapters and updates in flight: memory does not grow with the cohort.
+    pub(crate) transfers: Arc<Transfers>,
+    /// What came of uploads that broke.
+    pub(crate) incoming: Arc<Incoming>,
+    /// Calls that wait for the driver.
+    pub(crate) calls: Queue,
+    /// For small calls, and for what waits.
     pub(crate) request_timeout: Duration,
+    /// For transfers.
+    pub(crate) patience: Patience,
     /// The run's compression.
     pub(crate) compression: Compression,
     /// Largest payload of the run's layout, in bytes.
@@ -71,7 +83,7 @@ impl Federation for Service {
         request: Request<v1::CheckInRequest>,
     ) -> Result<Response<v1::CheckInResponse>, Status> {
         let client = identity(&request)?;
-        let request = self.incoming(request);
+        let request = self.heard(request);
         self.answer("check-in", self.welcome(&client, &request).await)
     }
 
@@ -79,8 +91,8 @@ impl Federation for Service {
         &self,
         request: Request<v1::FetchAdapterRequest>,
     ) -> Result<Response<Self::FetchAdapterStream>, Status> {
-        let version = self.incoming(request).version;
-        let stream = self.send_adapter(version).await.map_err(|refusal| self.refuse(refusal))?;
+        let request = self.heard(request);
+        let stream = self.send_adapter(request).await.map_err(|refusal| self.refuse(refusal))?;
         self.metrics.answered("fetch-adapter");
         Ok(Response::new(Box::pin(stream)))
     }
@@ -93,12 +105,21 @@ impl Federation for Service {
         self.answer("report", self.take_report(client, request.into_inner()).await)
     }
 
+    async fn standing(
+        &self,
+        request: Request<v1::StandingRequest>,
+    ) -> Result<Response<v1::StandingResponse>, Status> {
+        let client = identity(&request)?;
+        let request = self.heard(request);
+        self.answer("standing", self.tell_standing(client, request).await)
+    }
+
     async fn decline(
         &self,
         request: Request<v1::DeclineRequest>,
     ) -> Result<Response<v1::DeclineResponse>, Status> {
         let client = identity(&request)?;
-        let request = self.incoming(request);
+        let request = self.heard(request);
         self.answer("decline", self.note_decline(client, request).await)
     }
 }
@@ -128,35 +149,43 @@ impl Service {
                 version: end.version.0,
                 message: end.message,
             }),
-            Reply::Accepted(_) | Reply::DeclineNoted => return Err(Refusal::Stopped),
+            Reply::Accepted(_) | Reply::Awaited(_) | Reply::DeclineNoted => {
+                return Err(Refusal::Stopped);
+            }
         };
         let told = matches!(answer, v1::check_in_response::Answer::End(_));
         self.attendance.note(client, told);
         Ok(v1::CheckInResponse { answer: Some(answer) })
     }
 
-    /// Takes a report once a transfer is free; the payload's memory is given back before another
-    /// may begin.
-    async fn take_report(
+    async fn tell_standing(
         &self,
         client: ClientId,
-        mut stream: Streaming<v1::ReportChunk>,
-    ) -> Result<v1::ReportResponse, Refusal> {
-        let permit = self.permit().await?;
-        let transfer = upload::receive(&mut stream, self.payload_max, &self.metrics);
-        let received = timeout(self.request_timeout, transfer).await;
-        let (header, payload) = received.map_err(|_| Refusal::TooSlow(self.request_timeout))??;
-        let update = ClientUpdate {
-            run: header.run,
-            round: header.round,
-            num_examples: header.num_examples,
-            payload: Payload::from_bytes(payload),
+        request: v1::StandingRequest,
+    ) -> Result<v1::StandingResponse, Refusal> {
+        use v1::standing_response::Standing;
+        let convert::StandingRequest { run, round, payload_digest } = request.try_into()?;
+        let question = Input::Standing { run, round, payload_digest };
+        let standing = match self.ask(client.clone(), question, None).await {
+            Ok(Reply::Awaited(within)) => {
+                let received = payload_digest.map_or(0, |payload_digest| {
+                    self.incoming.received(&Key { client, round, payload_digest })
+                });
+                Standing::Awaited(convert::awaited(received, within))
+            }
+            Err(Refusal::Rejected(rejection)) => {
+                let (reason, message) = (rejection.code().to_owned(), rejection.to_string());
+                Standing::Over(v1::Over { reason, message })
+            }
+            answer => Standing::Receipt(self.receipt(&client, answer?)?),
         };
-        let report = Input::Report { update, payload_digest: header.payload_digest };
-        let Reply::Accepted(receipt) = self.ask(client.clone(), report, Some(permit)).await? else {
-            return Err(Refusal::Stopped);
-        };
-        let signature = receipt.sign(&self.run, &client, self.scribe.key());
+        Ok(v1::StandingResponse { standing: Some(standing) })
+    }
+
+    /// The signed receipt that `reply` holds.
+    fn receipt(&self, client: &ClientId, reply: Reply) -> Result<v1::ReportResponse, Refusal> {
+        let Reply::Accepted(receipt) = reply else { return Err(Refusal::Stopped) };
+        let signature = receipt.sign(&self.run, client, self.scribe.key());
         Ok(convert::report_response(&receipt, &signature))
     }
 
@@ -170,31 +199,26 @@ impl Service {
         Ok(v1::DeclineResponse {})
     }
 
-    /// Waits for one of the transfers that may be in flight at once.
-    async fn permit(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        let transfers = Arc::clone(&self.transfers).acquire_owned();
-        match timeout(self.request_timeout, transfers).await {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(Refusal::Stopped),
-            Err(_) => Err(Refusal::Busy),
-        }
-    }
-
     async fn ask(
         &self,
         client: ClientId,
         input: Input,
-        transfer: Option<OwnedSemaphorePermit>,
+        room: Option<Room>,
     ) -> Result<Reply, Refusal> {
-        let answer = self.driver.ask(client, input, transfer);
-        match timeout(self.request_timeout, answer).await {
-            Ok(answer) => Ok(answer??),
-            Err(_) => Err(Refusal::Busy),
+        let waiting = self.calls.wait();
+        let answer = timeout(self.request_timeout, self.driver.ask(client, input, room)).await;
+        match answer.unwrap_or(Err(NoAnswer::Busy)) {
+            Ok(answer) => {
+                waiting.served();
+                Ok(answer?)
+            }
+            Err(NoAnswer::Busy) => Err(Refusal::Busy(self.calls.retry_after())),
+            Err(NoAnswer::Stopped) => Err(Refusal::Stopped),
         }
     }
 
     /// Counts a message that came in.
-    fn incoming<T: Message>(&self, request: Request<T>) -> T {
+    fn heard<T: Message>(&self, request: Request<T>) -> T {
         let message = request.into_inner();
         self.metrics.bytes_up.inc_by(message.encoded_len() as u64);
         message

@@ -28,12 +28,14 @@ async fn stall(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stalled_peer_holds_its_transfer_for_the_request_timeout_only() {
+async fn a_stalled_peer_holds_its_transfer_for_the_stall_timeout_only() {
     let mut site = Site::new(8);
     site.config.limits.max_concurrent_transfers = 1;
-    site.config.limits.request_timeout_s = 0.6;
+    site.config.limits.stall_timeout_s = 0.6;
+    site.config.limits.request_timeout_s = 0.9;
     let server = site.start().await;
     let slow = site.device(&server, "slow").await;
+    let other = site.device(&server, "other").await;
     let mut quick = site.device(&server, "quick").await;
     let (_sender, call) = stall(&slow, header(1, &site.payload(1.0))).await;
 
@@ -45,7 +47,7 @@ async fn a_stalled_peer_holds_its_transfer_for_the_request_timeout_only() {
 
     // Two stalled peers in a row: whoever waits too long is told to come back.
     let (_first, first) = stall(&slow, header(1, &site.payload(1.0))).await;
-    let (_second, second) = stall(&slow, header(1, &site.payload(1.0))).await;
+    let (_second, second) = stall(&other, header(1, &site.payload(1.0))).await;
     let busy = fetch(&mut quick, 0).await;
     let outcomes = [first.await.unwrap(), second.await.unwrap(), busy.map(|_| ())];
     let told = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
@@ -62,11 +64,11 @@ async fn a_stalled_peer_holds_its_transfer_for_the_request_timeout_only() {
 async fn a_peer_that_reads_nothing_loses_its_download() {
     let mut site = Site::new(8192);
     site.config.limits.max_concurrent_transfers = 1;
-    site.config.limits.request_timeout_s = 0.5;
+    site.config.limits.stall_timeout_s = 0.5;
     let server = site.start().await;
     let mut slow = site.device(&server, "slow").await;
     let mut quick = site.device(&server, "quick").await;
-    let request = v1::FetchAdapterRequest { version: 0 };
+    let request = fetch_from(0, 0);
     let mut stalled = slow.fetch_adapter(request).await.unwrap().into_inner();
     tokio::time::sleep(Duration::from_millis(100)).await;
     let bytes = fetch(&mut quick, 0).await.unwrap();

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a stage that cannot be set fails its test")]
 
 pub mod durable;
+pub mod link;
 pub mod processes;
 
 use std::net::SocketAddr;
@@ -61,11 +62,22 @@ impl Stage {
     /// Files cannot be written.
     #[must_use]
     pub fn with_toy_model() -> Self {
+        Self::with_toy_model_of(16)
+    }
+
+    /// The same, of another width.
+    ///
+    /// # Panics
+    /// Files cannot be written.
+    #[must_use]
+    pub fn with_toy_model_of(hidden: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("model");
-        let shape = r#"{"model_type": "llama", "hidden_size": 16, "intermediate_size": 16,
-            "vocab_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}"#;
-        write_shape(&model, shape);
+        let shape = format!(
+            r#"{{"model_type": "llama", "hidden_size": {hidden}, "intermediate_size": 16,
+            "vocab_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}}"#
+        );
+        write_shape(&model, &shape);
         Self::new(folder, model)
     }
 

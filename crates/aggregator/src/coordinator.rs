@@ -1,7 +1,9 @@
 //! The round state machine.
 
 use floret_core::seed::Purpose;
-use floret_core::{Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, Time, Version};
+use floret_core::{
+    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Receipt, Round, RunId, Time, Version,
+};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -129,6 +131,9 @@ impl Coordinator {
         match input {
             Input::CheckIn => self.check_in(now, client),
             Input::Report { update, payload_digest } => self.report(client, update, payload_digest),
+            Input::Standing { run, round, payload_digest } => {
+                answer(self.standing(now, client, run, round, payload_digest))
+            }
             Input::Decline { round, reason } => match &self.phase {
                 Phase::Training(training) if training.round == round => {
                     training.decline(client, reason)
@@ -193,6 +198,36 @@ impl Coordinator {
             phase => match self.state.receipts.get(&round).and_then(|of| of.get(client)) {
                 Some(receipt) => answer(repeat(receipt, payload_digest, round)),
                 None => answer(Err(unknown_round(phase, round))),
+            },
+        }
+    }
+
+    /// Whether the work of `client` in `round` still counts: it is awaited, or it has its receipt, or
+    /// the refusal that a report would get.
+    fn standing(
+        &self,
+        now: Time,
+        client: &ClientId,
+        run: RunId,
+        round: Round,
+        payload_digest: Option<Digest>,
+    ) -> Result<Reply, Rejection> {
+        if run != self.config.run {
+            return Err(Rejection::OtherRun(run));
+        }
+        let counted = |receipt: &Receipt| {
+            repeat(receipt, payload_digest.unwrap_or(receipt.payload_digest), round)
+        };
+        match &self.phase {
+            Phase::Training(training) if training.round == round => {
+                match training.standing(client)? {
+                    Some(receipt) => counted(receipt),
+                    None => Ok(Reply::Awaited(now.until(training.closes_at))),
+                }
+            }
+            phase => match self.state.receipts.get(&round).and_then(|of| of.get(client)) {
+                Some(receipt) => counted(receipt),
+                None => Err(unknown_round(phase, round)),
             },
         }
     }

@@ -23,6 +23,15 @@ pub enum Input {
         /// Digest of the payload, as the client computed it.
         payload_digest: Digest,
     },
+    /// The client asks whether its work still counts.
+    Standing {
+        /// The run.
+        run: RunId,
+        /// The round.
+        round: Round,
+        /// Digest of its payload, once there is one.
+        payload_digest: Option<Digest>,
+    },
     /// The client gives nothing in this round.
     Decline {
         /// The round.
@@ -57,6 +66,8 @@ pub enum Reply {
     RunEnded(RunEnd),
     /// The update counts.
     Accepted(Receipt),
+    /// The client's update is awaited for this long.
+    Awaited(Duration),
     /// Heard: the client gives nothing in this round.
     DeclineNoted,
 }

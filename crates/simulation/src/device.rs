@@ -65,11 +65,6 @@ impl Device {
         self.session = self.session.restarted().with_pending(pending);
     }
 
-    pub(crate) fn pass_time(&mut self, now: Time) {
-        let records = self.session.handle_timeout(now.after(self.skew));
-        self.record(records);
-    }
-
     pub(crate) fn next_action(&self, now: Time) -> Action {
         self.session.next_action(now.after(self.skew))
     }

@@ -150,7 +150,6 @@ impl<T: Trainer, S: Store> World<T, S> {
         if device.draws.crashes() {
             device.crash();
         }
-        device.pass_time(now);
         let client = device.session.client().clone();
         let latency = device.draws.latency();
         match device.next_action(now) {
@@ -163,6 +162,14 @@ impl<T: Trainer, S: Store> World<T, S> {
             Action::Fetch { .. } => {
                 let adapter = self.server.coordinator.state().adapter.clone();
                 self.bring_back(index, Input::Fetched(adapter));
+            }
+            Action::AskStanding { run, round } => {
+                let question = ServerInput::Standing { run, round, payload_digest: None };
+                match self.tell(index, &client, question) {
+                    Ok(Reply::Awaited(within)) => self.bring_back(index, Input::Awaited(within)),
+                    Err(Unanswered::Lost) => {}
+                    Ok(_) | Err(Unanswered::Rejected(_)) => self.bring_back(index, Input::Over),
+                }
             }
             Action::Train(task) => return self.train(index, &task).map(Some),
             Action::Report(update) => self.report(index, &client, &update),
@@ -198,7 +205,9 @@ impl<T: Trainer, S: Store> World<T, S> {
                 let (completed, version) = (end.completed, end.version);
                 Input::RunEnded(RunEnd { completed, version, message: end.message })
             }
-            Ok(Reply::Accepted(_) | Reply::DeclineNoted) | Err(_) => Input::ComeBack(latency),
+            Ok(Reply::Accepted(_) | Reply::Awaited(_) | Reply::DeclineNoted) | Err(_) => {
+                Input::ComeBack(latency)
+            }
         };
         self.bring_back(index, input);
         latency

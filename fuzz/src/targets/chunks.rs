@@ -4,7 +4,7 @@
 
 use floret_core::{Adapter, Digest, Round};
 use floret_proto::convert::ReportHeader;
-use floret_proto::gather::{Pieces, ReportGather};
+use floret_proto::gather::{Pieces, ReportGather, report_header};
 use floret_proto::v1;
 use floret_proto::v1::report_chunk::Part;
 use prost::Message;
@@ -14,6 +14,9 @@ use super::{Target, choice};
 
 pub(super) const TARGET: Target =
     Target { name: "chunks", run, limit, seeds, share: 12, longest: 1000 };
+
+/// What came of a report before it broke.
+const KEPT: u8 = 0xab;
 
 fn run(data: &[u8]) -> bool {
     let (side, rest) = choice(data, 2);
@@ -32,16 +35,25 @@ fn messages(mut stream: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// A report of which as many bytes came before as the largest payload has.
 fn report(frames: &[u8], payload_max: usize) -> bool {
-    let mut gather = ReportGather::new(payload_max);
-    for message in messages(frames) {
-        let Ok(chunk) = v1::ReportChunk::decode(message) else { return false };
+    let mut messages = messages(frames).map(v1::ReportChunk::decode);
+    let Some(Ok(first)) = messages.next() else { return false };
+    let Ok(header) = report_header(&first, payload_max) else { return false };
+    let kept = vec![KEPT; payload_max];
+    let Ok(mut gather) = ReportGather::new(&header, kept) else { panic!("an offset within it") };
+    for chunk in messages {
+        let Ok(chunk) = chunk else { return false };
         if gather.push(&chunk).is_err() {
             return false;
         }
     }
-    let Ok((header, payload)) = gather.finish() else { return false };
+    if gather.check().is_err() {
+        return false;
+    }
+    let payload = gather.into_received();
     assert!(payload.len() == header.payload_bytes && payload.len() <= payload_max);
+    assert!(payload[..header.offset].iter().all(|byte| *byte == KEPT));
     true
 }
 
@@ -78,7 +90,7 @@ fn frames(side: u8, max: u8, messages: &[Vec<u8>]) -> Vec<u8> {
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let chunk = |part| v1::ReportChunk { part: Some(part) }.encode_to_vec();
     let data = |bytes: &[u8]| chunk(Part::Data(bytes.to_vec().into()));
-    let header = |payload_bytes| {
+    let header_at = |offset, payload_bytes| {
         let payload_digest = Digest::of(b"abcdef");
         let header = ReportHeader {
             run: "run".parse().unwrap_or_else(|error| unreachable!("{error}")),
@@ -86,13 +98,17 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             num_examples: 2,
             payload_bytes,
             payload_digest,
+            offset,
         };
         chunk(Part::Header(header.into()))
     };
+    let header = |payload_bytes| header_at(0, payload_bytes);
     let piece = |length| v1::AdapterChunk { data: vec![0x3d; length].into() }.encode_to_vec();
     let size = layouts()[0].bytes();
     vec![
         ("report", frames(0, 200, &[header(6), data(b"ab"), data(b"cdef")])),
+        ("report-rest", frames(0, 200, &[header_at(4, 6), data(b"ef")])),
+        ("report-nothing-left", frames(0, 200, &[header_at(6, 6)])),
         ("report-full", frames(0, 64, &[header(64), data(&[7; 64])])),
         ("report-empty", frames(0, 64, &[header(0), data(b"")])),
         ("two-headers", frames(0, 64, &[header(3), header(3)])),

@@ -10,6 +10,7 @@ use floret_core::plan::TrainingConfig;
 use floret_core::{Digest, Plan, Receipt, Round, RunId, Seed, Signature, Version};
 use floret_device::limits::{Limits, LocalModel, check_plan};
 use floret_proto::v1::check_in_response::Answer;
+use floret_proto::v1::standing_response::Standing;
 use floret_proto::{convert, v1};
 use prost::Message;
 
@@ -19,7 +20,7 @@ use super::{Target, choice};
 pub(super) const TARGET: Target =
     Target { name: "messages", run, limit, seeds, share: 12, longest: 600 };
 
-const KINDS: usize = 8;
+const KINDS: usize = 10;
 const PAYLOAD_MAX: usize = 1000;
 
 fn run(data: &[u8]) -> bool {
@@ -41,7 +42,16 @@ fn run(data: &[u8]) -> bool {
             })
         }),
         5 => v1::DeclineRequest::decode(bytes).is_ok(),
-        6 => v1::FetchAdapterRequest::decode(bytes).is_ok(),
+        6 => v1::FetchAdapterRequest::decode(bytes)
+            .is_ok_and(|message| convert::fetch_request(&message).is_ok()),
+        7 => v1::StandingRequest::decode(bytes).is_ok_and(|message| {
+            convert::StandingRequest::try_from(message.clone())
+                .is_ok_and(|request| v1::StandingRequest::from(request) == message)
+        }),
+        8 => v1::StandingResponse::decode(bytes).is_ok_and(|message| match message.standing {
+            Some(Standing::Receipt(receipt)) => convert::receipt(&receipt).is_ok(),
+            standing => standing.is_some(),
+        }),
         _ => v1::AdapterChunk::decode(bytes).is_ok(),
     }
 }
@@ -60,7 +70,7 @@ fn plan(message: v1::Plan) -> bool {
 
 fn header(message: &v1::ReportHeader) -> bool {
     let Ok(header) = convert::ReportHeader::check(message, PAYLOAD_MAX) else { return false };
-    assert!(header.payload_bytes <= PAYLOAD_MAX);
+    assert!(header.offset <= header.payload_bytes && header.payload_bytes <= PAYLOAD_MAX);
     assert_eq!(&v1::ReportHeader::from(header), message);
     true
 }
@@ -89,6 +99,19 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         num_examples: 120,
         payload_bytes: 400,
         payload_digest: Digest::of(b"p"),
+        offset: 100,
+    };
+    let question = convert::StandingRequest {
+        run: name(),
+        round: Round(3),
+        payload_digest: Some(Digest::of(b"p")),
+    };
+    let over = v1::Over { reason: "unknown-round".into(), message: "check in".into() };
+    let stands = |standing| v1::StandingResponse { standing: Some(standing) }.encode_to_vec();
+    let fetch = v1::FetchAdapterRequest {
+        version: 1 << 40,
+        adapter_digest: Digest::of(b"a").0.to_vec(),
+        offset: 4096,
     };
     let decline = v1::DeclineRequest { round: 3, reason: "low battery".into() };
     let data = vec![0, 0, 128, 63];
@@ -114,10 +137,17 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("header", with(3, &|| v1::ReportHeader::from(header.clone()).encode_to_vec())),
         ("receipt", with(4, &|| receipt.encode_to_vec())),
         ("decline", with(5, &|| decline.encode_to_vec())),
-        ("fetch", with(6, &|| v1::FetchAdapterRequest { version: 1 << 40 }.encode_to_vec())),
+        ("fetch", with(6, &|| fetch.encode_to_vec())),
+        ("standing", with(7, &|| v1::StandingRequest::from(question.clone()).encode_to_vec())),
+        (
+            "standing-awaited",
+            with(8, &|| stands(Standing::Awaited(convert::awaited(100, Duration::from_secs(9))))),
+        ),
+        ("standing-receipt", with(8, &|| stands(Standing::Receipt(receipt.clone())))),
+        ("standing-over", with(8, &|| stands(Standing::Over(over.clone())))),
         (
             "adapter-chunk",
-            with(7, &|| v1::AdapterChunk { data: data.clone().into() }.encode_to_vec()),
+            with(9, &|| v1::AdapterChunk { data: data.clone().into() }.encode_to_vec()),
         ),
     ]
 }

@@ -53,8 +53,11 @@ fn unknown_keys_name_the_nearest() {
 #[test]
 fn values_out_of_range_are_named() {
     type Break = fn(&mut Config);
-    let breaks: [(Break, &str); 4] = [
+    let breaks: [(Break, &str); 7] = [
         (|config| config.limits.max_connections = 0, "limits.max_connections"),
+        (|config| config.limits.max_transfer_bytes = 4096, "limits.max_transfer_bytes"),
+        (|config| config.limits.stall_timeout_s = 0.0, "limits.stall_timeout_s"),
+        (|config| config.limits.min_bytes_per_s = 0, "limits.min_bytes_per_s"),
         (|config| config.limits.request_timeout_s = f64::NAN, "limits.request_timeout_s"),
         (|config| config.timing.retry_max_s = -1.0, "timing.retry_max_s"),
         (|config| config.server.hosts.clear(), "server.hosts"),

@@ -1,82 +1,104 @@
 //! The adapter as a stream of chunks, cut from the one copy that all downloads share.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use floret_core::Version;
-use floret_proto::v1::AdapterChunk;
+use bytes::Bytes;
+use floret_proto::convert;
+use floret_proto::limits::CHUNK_BYTES;
+use floret_proto::v1::{AdapterChunk, FetchAdapterRequest};
 use futures_util::{Stream, stream};
 use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::timeout;
+use tokio::sync::mpsc;
+use tokio::time::timeout_at;
 use tonic::Status;
 
 use super::Service;
 use super::refusal::Refusal;
-use crate::driver::PublishedAdapter;
+use super::transfers::{Room, Transfers};
 use crate::metrics::Metrics;
+use crate::patience::Patience;
 
-/// Bytes in one chunk of a download, well below the contract's limit: HTTP/2 holds the last chunk of
-/// each download until its peer has read it, when the transfer counts as done already.
-const CHUNK_BYTES: usize = 32 * 1024;
+/// Memory that a download takes: its chunks on the way and HTTP/2's buffer. The adapter is shared.
+const DOWNLOAD_BYTES: usize = 64 * 1024;
 
 impl Service {
-    /// Streams the current adapter, if it is the version asked for.
+    /// Streams the current adapter from the byte asked for, if it is the one asked for.
     pub(super) async fn send_adapter(
         &self,
-        version: u64,
+        request: FetchAdapterRequest,
     ) -> Result<impl Stream<Item = Result<AdapterChunk, Status>> + Send + use<>, Refusal> {
-        let permit = self.permit().await?;
+        let (asked, digest, offset) = convert::fetch_request(&request)?;
+        let room = self.transfers.room(DOWNLOAD_BYTES).await?;
         let adapter = Arc::clone(&self.published.borrow().adapter);
-        let asked = Version(version);
         if adapter.version != asked {
             return Err(Refusal::UnknownVersion { asked, current: adapter.version });
         }
-        let total = adapter.bytes.len();
-        let (sender, chunks) = mpsc::channel(1);
-        // A task of its own: the response is not polled while the peer reads nothing, and its
-        // permit must come back all the same.
-        let deadline = self.request_timeout;
-        let metrics = Arc::clone(&self.metrics);
-        tokio::spawn(async move {
-            let _ = timeout(deadline, feed(adapter, sender, &metrics, permit)).await;
-        });
-        Ok(stream::unfold(Some((chunks, total)), move |open| take(open, deadline)))
-    }
-}
-
-async fn feed(
-    adapter: Arc<PublishedAdapter>,
-    sender: mpsc::Sender<AdapterChunk>,
-    metrics: &Metrics,
-    _permit: OwnedSemaphorePermit,
-) {
-    let mut rest = adapter.bytes.clone();
-    while !rest.is_empty() {
-        let data = rest.split_to(CHUNK_BYTES.min(rest.len()));
-        let chunk = AdapterChunk { data };
-        let size = chunk.encoded_len() as u64;
-        if sender.send(chunk).await.is_err() {
-            return;
+        if let Some(asked) = digest.filter(|asked| *asked != adapter.digest) {
+            return Err(Refusal::OtherAdapter { asked, current: adapter.digest });
         }
-        metrics.bytes_down.inc_by(size);
+        let total = adapter.bytes.len();
+        if offset > total {
+            return Err(Refusal::BeyondEnd { offset, total });
+        }
+        let rest = adapter.bytes.slice(offset..);
+        let (sender, chunks) = mpsc::channel(1);
+        let feed = Feed { sender, transfers: Arc::clone(&self.transfers), _room: room };
+        // A task of its own: the response is not polled while the peer reads nothing, and its
+        // room must come back all the same.
+        tokio::spawn(feed.run(rest, self.patience));
+        let open = Open { chunks, left: total - offset, metrics: Arc::clone(&self.metrics) };
+        Ok(stream::unfold(Some(open), take))
     }
-    // Until the last chunk is taken, too.
-    sender.closed().await;
 }
 
-/// The chunks that are still to come, and their bytes; `None` after an error.
-type Open = Option<(mpsc::Receiver<AdapterChunk>, usize)>;
+/// Where a download's chunks go.
+struct Feed {
+    sender: mpsc::Sender<Result<AdapterChunk, Status>>,
+    transfers: Arc<Transfers>,
+    _room: Room,
+}
+
+impl Feed {
+    /// Sends `rest`. A slow download makes way while others wait: it goes on later.
+    async fn run(self, mut rest: Bytes, patience: Patience) {
+        let mut pace = patience.begin();
+        while !rest.is_empty() {
+            let slow = pace.lasted() > patience.stall && self.transfers.are_awaited();
+            let next = match slow {
+                true => Err(self.transfers.busy().into()),
+                false => Ok(AdapterChunk { data: rest.split_to(CHUNK_BYTES.min(rest.len())) }),
+            };
+            let size = next.as_ref().map_or(0, |chunk: &AdapterChunk| chunk.data.len());
+            let sent = timeout_at(pace.deadline(), self.sender.send(next)).await;
+            if slow || !matches!(sent, Ok(Ok(()))) {
+                return;
+            }
+            pace.moved(size);
+        }
+        // Until the last chunk is taken, too.
+        let _ = timeout_at(pace.deadline(), self.sender.closed()).await;
+    }
+}
+
+/// A download that goes on.
+struct Open {
+    chunks: mpsc::Receiver<Result<AdapterChunk, Status>>,
+    /// Bytes that are still to come.
+    left: usize,
+    metrics: Arc<Metrics>,
+}
 
 /// The next chunk. A feed that ends early ran out of time: the device must not take what it has for
 /// the whole.
-async fn take(open: Open, deadline: Duration) -> Option<(Result<AdapterChunk, Status>, Open)> {
-    let (mut chunks, left) = open.filter(|(_, left)| *left > 0)?;
-    match chunks.recv().await {
-        Some(chunk) => {
-            let left = left - chunk.data.len();
-            Some((Ok(chunk), Some((chunks, left))))
+async fn take(open: Option<Open>) -> Option<(Result<AdapterChunk, Status>, Option<Open>)> {
+    let mut open = open.filter(|open| open.left > 0)?;
+    match open.chunks.recv().await {
+        Some(Ok(chunk)) => {
+            open.left -= chunk.data.len();
+            open.metrics.bytes_down.inc_by(chunk.encoded_len() as u64);
+            Some((Ok(chunk), Some(open)))
         }
-        None => Some((Err(Refusal::TooSlow(deadline).into()), None)),
+        Some(Err(status)) => Some((Err(status), None)),
+        None => Some((Err(Refusal::TooSlow.into()), None)),
     }
 }

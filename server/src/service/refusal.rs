@@ -3,17 +3,16 @@
 use std::time::Duration;
 
 use floret_aggregator::Rejection;
-use floret_core::Version;
 use floret_core::payload::Compression;
+use floret_core::{Digest, Version};
+use floret_proto::convert::InvalidMessage;
 use floret_proto::gather::BrokenReport;
 use floret_proto::limits::{PROTOCOL, REASON_KEY, RETRY_AFTER_KEY};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
-use crate::driver::NoAnswer;
-
-/// When a device that met a full queue should come back.
-const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// When a device that met a server on its way down should come back.
+const RESTART: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
@@ -25,28 +24,28 @@ pub(super) enum Refusal {
     Compression { run: Compression, device: Vec<Compression> },
     #[error("version {asked} of the adapter is not served, {current} is: check in again")]
     UnknownVersion { asked: Version, current: Version },
+    #[error("the adapter asked for is {asked:?}, and {current:?} is served: check in again")]
+    OtherAdapter { asked: Digest, current: Digest },
+    #[error("the adapter has {total} bytes, and byte {offset} is asked for: begin at 0")]
+    BeyondEnd { offset: usize, total: usize },
+    #[error(transparent)]
+    Message(#[from] InvalidMessage),
     #[error(transparent)]
     Report(#[from] BrokenReport),
     #[error(transparent)]
     Rejected(#[from] Rejection),
-    #[error("the server is busy: try again")]
-    Busy,
-    #[error("the call was not done within {0:?}: try again on a faster network")]
-    TooSlow(Duration),
+    /// Come back after this long.
+    #[error("the server is busy: come back in {} s, and go on where this ended", .0.as_secs())]
+    Busy(Duration),
+    #[error("the transfer was silent or too slow: go on with it when the network is faster")]
+    TooSlow,
+    #[error("this device has begun another transfer, or asked where it stands")]
+    Superseded,
     #[error("the server is stopping: try again later")]
     Stopped,
     /// The stream broke: whatever tonic made of it.
     #[error("{0}")]
     Stream(Status),
-}
-
-impl From<NoAnswer> for Refusal {
-    fn from(no_answer: NoAnswer) -> Self {
-        match no_answer {
-            NoAnswer::Busy => Self::Busy,
-            NoAnswer::Stopped => Self::Stopped,
-        }
-    }
 }
 
 impl Refusal {
@@ -56,11 +55,15 @@ impl Refusal {
             Self::Protocol { .. } => "protocol",
             Self::Compression { .. } => "compression",
             Self::UnknownVersion { .. } => "unknown-version",
+            Self::OtherAdapter { .. } => "other-adapter",
+            Self::BeyondEnd { .. } | Self::Report(BrokenReport::Offset { .. }) => "unknown-offset",
+            Self::Message(_) => "invalid-message",
             Self::Report(BrokenReport::Length(_)) => "wrong-length",
             Self::Report(_) => "invalid-message",
             Self::Rejected(rejection) => rejection.code(),
-            Self::Busy => "busy",
-            Self::TooSlow(_) => "too-slow",
+            Self::Busy(_) => "busy",
+            Self::Superseded => "superseded",
+            Self::TooSlow => "too-slow",
             Self::Stopped => "stopping",
             Self::Stream(_) => "broken-stream",
         }
@@ -68,13 +71,16 @@ impl Refusal {
 
     fn grpc_code(&self) -> Code {
         match self {
-            Self::Protocol { .. } | Self::Compression { .. } | Self::UnknownVersion { .. } => {
-                Code::FailedPrecondition
-            }
-            Self::Report(_) => Code::InvalidArgument,
+            Self::Protocol { .. }
+            | Self::Compression { .. }
+            | Self::UnknownVersion { .. }
+            | Self::OtherAdapter { .. } => Code::FailedPrecondition,
+            Self::BeyondEnd { .. } | Self::Report(BrokenReport::Offset { .. }) => Code::OutOfRange,
+            Self::Message(_) | Self::Report(_) => Code::InvalidArgument,
             Self::Rejected(rejection) => rejection_code(rejection),
-            Self::Busy => Code::ResourceExhausted,
-            Self::TooSlow(_) => Code::DeadlineExceeded,
+            Self::Busy(_) => Code::ResourceExhausted,
+            Self::Superseded => Code::Aborted,
+            Self::TooSlow => Code::DeadlineExceeded,
             Self::Stopped => Code::Unavailable,
             Self::Stream(status) => status.code(),
         }
@@ -97,14 +103,19 @@ fn rejection_code(rejection: &Rejection) -> Code {
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let (code, reason) = (refusal.grpc_code(), refusal.code());
+        let after = match &refusal {
+            Refusal::Busy(after) => Some(*after),
+            _ if code == Code::Unavailable => Some(RESTART),
+            _ => None,
+        };
         let mut status = match refusal {
             Refusal::Stream(status) => status,
             refusal => Self::new(code, refusal.to_string()),
         };
         let metadata = status.metadata_mut();
         metadata.insert(REASON_KEY, MetadataValue::from_static(reason));
-        if matches!(code, Code::ResourceExhausted | Code::Unavailable) {
-            let millis = RETRY_AFTER.as_millis() as u64;
+        if let Some(after) = after {
+            let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             metadata.insert(RETRY_AFTER_KEY, MetadataValue::from(millis));
         }
         status

@@ -144,8 +144,12 @@ pub async fn work(client: &mut Client) -> Option<Plan> {
     }
 }
 
+pub fn fetch_from(version: u64, offset: u64) -> v1::FetchAdapterRequest {
+    v1::FetchAdapterRequest { version, offset, ..Default::default() }
+}
+
 pub async fn fetch(client: &mut Client, version: u64) -> Result<Vec<u8>, Status> {
-    let mut stream = client.fetch_adapter(v1::FetchAdapterRequest { version }).await?.into_inner();
+    let mut stream = client.fetch_adapter(fetch_from(version, 0)).await?.into_inner();
     let mut bytes = Vec::new();
     while let Some(chunk) = stream.message().await? {
         bytes.extend_from_slice(&chunk.data);
@@ -162,6 +166,7 @@ pub fn header(round: u32, payload: &[u8]) -> v1::ReportChunk {
         payload_bytes,
         payload_digest,
         run: "run".to_owned(),
+        offset: 0,
     };
     v1::ReportChunk { part: Some(Part::Header(header)) }
 }

@@ -247,6 +247,36 @@ fn repeats_get_the_same_answer_and_different_reports_are_refused() {
 }
 
 #[test]
+fn a_client_learns_in_one_call_whether_its_work_counts() {
+    let mut run = Run::open();
+    let ask = |run: &Run, client: &str, round, payload_digest| {
+        let name: RunId = "test".parse().unwrap();
+        let question = Input::Standing { run: name, round, payload_digest };
+        let step = run.coordinator.handle(run.now, &client.parse().unwrap(), question);
+        assert!(step.records.is_empty());
+        step.reply
+    };
+    let digest = Some(small().digest());
+    assert_eq!(ask(&run, "a", Round(1), digest), Ok(Reply::Awaited(Duration::from_secs(60))));
+    assert_eq!(code(ask(&run, "z", Round(1), None)), "not-in-cohort");
+    assert_eq!(code(ask(&run, "a", Round(2), None)), "unknown-round");
+    let receipt = run.report("a", 1, small()).unwrap();
+    for digest in [digest, None] {
+        assert_eq!(ask(&run, "a", Round(1), digest).as_ref(), Ok(&receipt));
+    }
+    let other = Some(Digest::of(b"other"));
+    assert_eq!(code(ask(&run, "a", Round(1), other)), "different-report");
+    run.report("b", 1, small()).unwrap();
+    run.report("c", 1, small()).unwrap();
+    // The round is over, and its receipts are kept.
+    assert_eq!(ask(&run, "a", Round(1), digest), Ok(receipt));
+    let question =
+        Input::Standing { run: "other".parse().unwrap(), round: Round(1), payload_digest: None };
+    let step = run.coordinator.handle(run.now, &"a".parse().unwrap(), question);
+    assert_eq!(code(step.reply), "other-run");
+}
+
+#[test]
 fn weights_are_capped() {
     let mut run = Run::open();
     let payload_digest = small().digest();

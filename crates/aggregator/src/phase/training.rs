@@ -76,6 +76,18 @@ impl Training {
         matches!(self.cohort.get(client), Some(Member::Assigned))
     }
 
+    /// The receipt of `client`, or none while its update is awaited.
+    pub(crate) fn standing(&self, client: &ClientId) -> Result<Option<&Receipt>, Rejection> {
+        match self.cohort.get(client) {
+            None => Err(Rejection::NotInCohort(client.clone())),
+            Some(Member::Assigned) => Ok(None),
+            Some(Member::Reported(receipt)) => Ok(Some(receipt)),
+            Some(Member::Refused(reason) | Member::Declined(reason)) => {
+                Err(Rejection::OutOfRound { round: self.round, reason: reason.clone() })
+            }
+        }
+    }
+
     /// Decides on an update. A refusal of what the update says is a fact of the round and takes its
     /// client out of it.
     pub(crate) fn report(
@@ -87,16 +99,10 @@ impl Training {
         payload_digest: Digest,
     ) -> Step {
         let answer = |reply| Step { records: Vec::new(), reply };
-        match self.cohort.get(client) {
-            None => return answer(Err(Rejection::NotInCohort(client.clone()))),
-            Some(Member::Reported(receipt)) => {
-                return answer(repeat(receipt, payload_digest, self.round));
-            }
-            Some(Member::Refused(reason) | Member::Declined(reason)) => {
-                let (round, reason) = (self.round, reason.clone());
-                return answer(Err(Rejection::OutOfRound { round, reason }));
-            }
-            Some(Member::Assigned) => {}
+        match self.standing(client) {
+            Err(rejection) => return answer(Err(rejection)),
+            Ok(Some(receipt)) => return answer(repeat(receipt, payload_digest, self.round)),
+            Ok(None) => {}
         }
         let (payload_bytes, num_examples) =
             (update.payload.bytes().len() as u64, update.num_examples);

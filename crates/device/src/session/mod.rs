@@ -5,6 +5,9 @@
 //!   \-> declining -> idle            (a plan refused, or training that failed)
 //!   \-> ended
 //! ```
+//!
+//! A deadline that passes while fetching or training gives nothing up: the device asks the server,
+//! who may have extended it, and goes on meanwhile.
 
 mod fetching;
 mod idle;
@@ -15,11 +18,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use floret_core::{
-    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, SignedReceipt, Time, Version,
+    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, RunId, SignedReceipt, Time,
+    Version,
 };
 
 use crate::limits::{Limits, LocalModel};
 use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
+use fetching::Fetching;
+
+/// Least time between two questions whether the server still waits.
+const ASK_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the shell should do next.
 #[derive(Debug, Clone)]
@@ -40,6 +48,14 @@ pub enum Action {
     },
     /// Train; bring back [`Input::Trained`].
     Train(Arc<TrainingTask>),
+    /// Ask whether the server still awaits this device in this round; bring back [`Input::Awaited`]
+    /// or [`Input::Over`]. What was begun goes on meanwhile, and may be brought back instead.
+    AskStanding {
+        /// The run.
+        run: RunId,
+        /// The round.
+        round: Round,
+    },
     /// Send the update; bring back [`Input::Acknowledged`] or [`Input::ReportRefused`].
     Report(Arc<ClientUpdate>),
     /// Tell the server that this device gives nothing in this round; bring back
@@ -78,6 +94,10 @@ pub enum Input {
     Fetched(Adapter),
     /// The server no longer has that adapter: the round went on without this device.
     FetchRefused(String),
+    /// The server awaits this device's update, for this long.
+    Awaited(Duration),
+    /// The round is over for this device.
+    Over,
     /// Training ended.
     Trained(Result<TrainingOutcome, TrainError>),
     /// The server counted the update.
@@ -102,6 +122,8 @@ pub enum Record {
         /// When it expires.
         deadline: Time,
     },
+    /// The server waits longer: until this time.
+    Extended(Time),
     /// The adapter is here; training can begin.
     Ready(Arc<TrainingTask>),
     /// The update is encoded; these very bytes are sent until the server answers.
@@ -133,7 +155,7 @@ pub enum Outcome {
     Refused(String),
     /// The device declined.
     Declined,
-    /// The deadline passed first.
+    /// The deadline passed, and the server does not wait any more.
     Expired,
 }
 
@@ -170,7 +192,7 @@ pub struct Session {
 #[derive(Debug)]
 enum Phase {
     Idle(idle::Idle),
-    Fetching(fetching::Fetching),
+    Fetching(Fetching),
     Training(training::Training),
     Reporting(reporting::Reporting),
     Declining { round: Round, reason: String },
@@ -210,6 +232,11 @@ impl Session {
     /// What to do at `now`. Asking twice gives the same answer.
     #[must_use]
     pub fn next_action(&self, now: Time) -> Action {
+        if let Some((plan, deadline)) = self.phase.assignment()
+            && *deadline <= now
+        {
+            return Action::AskStanding { run: plan.run.clone(), round: plan.round };
+        }
         match &self.phase {
             Phase::Idle(idle) => idle.action(now),
             Phase::Fetching(fetching) => fetching.action(),
@@ -239,6 +266,11 @@ impl Session {
             (Phase::Fetching(fetching), Input::FetchRefused(reason)) => {
                 Record::Settled { round: fetching.plan.round, outcome: Outcome::Refused(reason) }
             }
+            (Phase::Fetching(_) | Phase::Training(_), Input::Awaited(within)) => {
+                Record::Extended(now.after(within.max(ASK_PAUSE)))
+            }
+            (Phase::Fetching(Fetching { plan, .. }), Input::Over) => expired(plan.round),
+            (Phase::Training(training), Input::Over) => expired(training.task.plan.round),
             (Phase::Training(training), Input::Trained(outcome)) => training.trained(outcome),
             (Phase::Reporting(reporting), Input::Acknowledged(receipt)) => {
                 reporting.settled(Outcome::Acknowledged(receipt))
@@ -256,43 +288,27 @@ impl Session {
         Ok(vec![record])
     }
 
-    /// When [`Session::handle_timeout`] has something to say.
+    /// When time alone changes what [`Session::next_action`] says of an assignment.
     #[must_use]
-    pub fn poll_timeout(&self) -> Option<Time> {
-        match &self.phase {
-            Phase::Fetching(fetching) => Some(fetching.deadline),
-            Phase::Training(training) => Some(training.deadline),
-            Phase::Idle(_) | Phase::Reporting(_) | Phase::Declining { .. } | Phase::Ended(_) => {
-                None
-            }
-        }
-    }
-
-    /// Gives up a round whose deadline has passed; changes nothing. Spurious calls are harmless.
-    #[must_use]
-    pub fn handle_timeout(&self, now: Time) -> Vec<Record> {
-        let round = match &self.phase {
-            Phase::Fetching(fetching) => fetching.plan.round,
-            Phase::Training(training) => training.task.plan.round,
-            Phase::Idle(_) | Phase::Reporting(_) | Phase::Declining { .. } | Phase::Ended(_) => {
-                return Vec::new();
-            }
-        };
-        match self.poll_timeout() {
-            Some(deadline) if deadline <= now => {
-                vec![Record::Settled { round, outcome: Outcome::Expired }]
-            }
-            _ => Vec::new(),
-        }
+    pub fn deadline(&self) -> Option<Time> {
+        self.phase.assignment().map(|(_, deadline)| *deadline)
     }
 
     /// Applies a record: the only place where state changes.
     pub fn apply(&mut self, record: Record) {
-        let deadline = self.poll_timeout().unwrap_or_default();
+        let deadline = self.deadline().unwrap_or_default();
         self.phase = match record {
+            Record::Extended(until) => {
+                match &mut self.phase {
+                    Phase::Fetching(fetching) => fetching.deadline = until,
+                    Phase::Training(training) => training.deadline = until,
+                    _ => {}
+                }
+                return;
+            }
             Record::Waiting(until) => Phase::Idle(idle::Idle { until }),
             Record::Accepted { plan, layout, deadline } => {
-                Phase::Fetching(fetching::Fetching { plan, layout, deadline })
+                Phase::Fetching(Fetching { plan, layout, deadline })
             }
             Record::Ready(task) => Phase::Training(training::Training { task, deadline }),
             Record::Encoded(update) => Phase::Reporting(reporting::Reporting { update }),
@@ -303,7 +319,20 @@ impl Session {
     }
 }
 
+fn expired(round: Round) -> Record {
+    Record::Settled { round, outcome: Outcome::Expired }
+}
+
 impl Phase {
+    /// The plan that is being worked on, and when the server stops waiting for it.
+    fn assignment(&self) -> Option<(&Plan, &Time)> {
+        match self {
+            Self::Fetching(fetching) => Some((&fetching.plan, &fetching.deadline)),
+            Self::Training(training) => Some((&training.task.plan, &training.deadline)),
+            Self::Idle(_) | Self::Reporting(_) | Self::Declining { .. } | Self::Ended(_) => None,
+        }
+    }
+
     fn name(&self) -> &'static str {
         match self {
             Self::Idle(_) => "idle",
@@ -324,6 +353,8 @@ impl Input {
             Self::RunEnded(_) => "the end of the run",
             Self::Fetched(_) => "an adapter",
             Self::FetchRefused(_) => "a refusal of an adapter",
+            Self::Awaited(_) => "a longer deadline",
+            Self::Over => "the end of the round",
             Self::Trained(_) => "an outcome of training",
             Self::Acknowledged(_) => "a receipt",
             Self::ReportRefused(_) => "a refusal",

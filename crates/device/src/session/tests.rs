@@ -97,7 +97,7 @@ fn a_round_goes_from_check_in_to_receipt() {
     let delta = update.payload.decode(adapter().layout()).unwrap();
     assert!(delta.iter().all(|change| (change - 0.5).abs() < 1e-6));
     // No deadline gives up what the server may have counted; only its answer does.
-    assert!(session.poll_timeout().is_none() && session.handle_timeout(Time(u64::MAX)).is_empty());
+    assert!(matches!(session.next_action(Time(u64::MAX)), Action::Report(_)));
     let mut restarted = self::session().with_pending(Some(Arc::clone(&update)));
     assert!(matches!(restarted.next_action(now), Action::Report(again) if again == update));
     advance(&mut restarted, now, Input::ReportRefused("round 3 is over".into()));
@@ -188,14 +188,40 @@ fn failed_training_declines() {
 }
 
 #[test]
-fn a_passed_deadline_gives_the_round_up() {
-    let mut session = session();
-    assert!(session.handle_timeout(Time(u64::MAX)).is_empty());
-    assign(&mut session, plan());
-    assert_eq!(session.poll_timeout(), Some(Time(60_000)));
-    assert!(session.handle_timeout(Time(59_999)).is_empty());
-    for record in session.handle_timeout(Time(60_000)) {
-        session.apply(record);
+fn a_passed_deadline_asks_whether_the_work_still_counts() {
+    let asks = |session: &Session, at| {
+        matches!(session.next_action(at), Action::AskStanding { round: Round(3), .. })
+    };
+    for trains in [false, true] {
+        let mut session = session();
+        assert_eq!(session.deadline(), None);
+        assign(&mut session, plan());
+        if trains {
+            advance(&mut session, Time(1), Input::Fetched(adapter()));
+        }
+        assert_eq!(session.deadline(), Some(Time(60_000)));
+        assert!(!asks(&session, Time(59_999)) && asks(&session, Time(60_000)));
+        // The server waits longer: the same work goes on.
+        advance(&mut session, Time(61_000), Input::Awaited(Duration::from_secs(30)));
+        assert!(!asks(&session, Time(90_999)) && asks(&session, Time(91_000)));
+        let going_on = session.next_action(Time(70_000));
+        assert_eq!(matches!(going_on, Action::Train(_)), trains);
+        assert_eq!(matches!(going_on, Action::Fetch { .. }), !trains);
+        // A deadline in this very moment does not make it ask without a pause.
+        advance(&mut session, Time(91_000), Input::Awaited(Duration::ZERO));
+        assert!(!asks(&session, Time(91_999)) && asks(&session, Time(92_000)));
+        let records = session.handle(Time(92_000), Input::Over).unwrap();
+        assert!(matches!(records[..], [Record::Settled { outcome: Outcome::Expired, .. }]));
+        records.into_iter().for_each(|record| session.apply(record));
+        assert!(matches!(session.next_action(Time(92_000)), Action::CheckIn));
     }
-    assert!(matches!(session.next_action(Time(60_000)), Action::CheckIn));
+}
+
+#[test]
+fn training_that_ends_after_the_deadline_is_not_lost() {
+    let mut session = session();
+    assign(&mut session, plan());
+    advance(&mut session, Time(0), Input::Fetched(adapter()));
+    advance(&mut session, Time(70_000), Input::Trained(Ok(outcome(0.5))));
+    assert!(matches!(session.next_action(Time(70_000)), Action::Report(_)));
 }

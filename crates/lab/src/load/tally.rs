@@ -127,6 +127,7 @@ pub(super) fn describe(kind: CallKind, error: &CallError) -> String {
         CallKind::CheckIn => "check-in",
         CallKind::FetchAdapter => "fetch",
         CallKind::Report => "report",
+        CallKind::Standing => "standing",
         CallKind::Decline => "decline",
     };
     match error {

@@ -1,0 +1,207 @@
+//! Transfers: adapters down and updates up. One that breaks goes on at the byte where it broke, and one
+//! that moves may take its time.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use floret_core::{Adapter, ClientUpdate, Digest, Layout, SignedReceipt, Version};
+use floret_proto::convert::{self, ReportHeader};
+use floret_proto::gather::Pieces;
+use floret_proto::limits::CHUNK_BYTES;
+use floret_proto::v1;
+use floret_proto::v1::report_chunk::Part;
+use tokio::time::timeout;
+
+use crate::calls::CallKind;
+use crate::connection::{CallError, Connection, explain, too_slow};
+
+/// Longest silence of a transfer. A server lets it wait for less (its `request_timeout_s`), and says
+/// then when to come back.
+const STALL: Duration = Duration::from_secs(180);
+
+/// An adapter on its way: what came of it is not asked for again.
+#[derive(Debug)]
+pub struct Download {
+    version: Version,
+    digest: Option<Digest>,
+    layout: Arc<Layout>,
+    pieces: Pieces,
+}
+
+impl Download {
+    /// Nothing yet, of an adapter of this layout. Without its digest, a download that breaks begins
+    /// anew: the bytes on the server may be others by then.
+    #[must_use]
+    pub fn new(version: Version, digest: Option<Digest>, layout: Arc<Layout>) -> Self {
+        let pieces = Pieces::new(layout.bytes());
+        Self { version, digest, layout, pieces }
+    }
+
+    /// Whether it is of this adapter.
+    pub(crate) fn is_of(&self, digest: Digest) -> bool {
+        self.digest == Some(digest)
+    }
+
+    fn request(&mut self) -> v1::FetchAdapterRequest {
+        if self.digest.is_none() {
+            self.pieces = Pieces::new(self.layout.bytes());
+        }
+        v1::FetchAdapterRequest {
+            version: self.version.0,
+            adapter_digest: self.digest.map_or_else(Vec::new, |digest| digest.0.to_vec()),
+            offset: self.pieces.received() as u64,
+        }
+    }
+
+    fn finish(&mut self) -> Result<Adapter, CallError> {
+        let pieces = std::mem::replace(&mut self.pieces, Pieces::new(self.layout.bytes()));
+        let bytes = pieces.finish().map_err(|error| broken(&error))?;
+        Adapter::from_bytes(Arc::clone(&self.layout), &bytes).map_err(|error| broken(&error))
+    }
+}
+
+fn broken(error: &dyn Error) -> CallError {
+    CallError::Contract(format!("the adapter: {error}"))
+}
+
+impl Connection {
+    /// Fetches an adapter; no more bytes are taken than its layout has.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn fetch_adapter(
+        &mut self,
+        version: Version,
+        layout: Arc<Layout>,
+    ) -> Result<Adapter, CallError> {
+        self.fetch(&mut Download::new(version, None, layout)).await
+    }
+
+    /// Fetches what `download` does not have yet.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn fetch(&mut self, download: &mut Download) -> Result<Adapter, CallError> {
+        let call = self.begin(CallKind::FetchAdapter);
+        call.end(self.receive_adapter(download).await)
+    }
+
+    async fn receive_adapter(&mut self, download: &mut Download) -> Result<Adapter, CallError> {
+        let request = download.request();
+        self.traffic().sent(&request);
+        let chunks = timeout(STALL, self.client.fetch_adapter(request)).await;
+        let mut chunks = chunks.map_err(|_| too_slow(STALL))?.map_err(explain)?.into_inner();
+        loop {
+            let next = timeout(STALL, chunks.message()).await;
+            let Some(chunk) = next.map_err(|_| too_slow(STALL))?.map_err(explain)? else { break };
+            self.traffic().received(&chunk);
+            download.pieces.push(&chunk.data).map_err(|error| broken(&error))?;
+        }
+        download.finish()
+    }
+
+    /// Sends an update.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn report(&mut self, update: &ClientUpdate) -> Result<SignedReceipt, CallError> {
+        self.report_from(update, 0).await
+    }
+
+    /// Sends what the server does not have yet of an update: the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn report_from(
+        &mut self,
+        update: &ClientUpdate,
+        offset: usize,
+    ) -> Result<SignedReceipt, CallError> {
+        let call = self.begin(CallKind::Report);
+        call.end(self.send_update(update, offset).await)
+    }
+
+    async fn send_update(
+        &mut self,
+        update: &ClientUpdate,
+        offset: usize,
+    ) -> Result<SignedReceipt, CallError> {
+        let moved = Arc::new(AtomicU64::new(0));
+        let (traffic, counter) = (Arc::clone(self.traffic()), Arc::clone(&moved));
+        let chunks = report_chunks(update.clone(), offset).inspect(move |chunk| {
+            traffic.sent(chunk);
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        let mut call = std::pin::pin!(self.client.report(tokio_stream::iter(chunks)));
+        let response = loop {
+            let before = moved.load(Ordering::Relaxed);
+            match timeout(STALL, &mut call).await {
+                Ok(response) => break response.map_err(explain)?.into_inner(),
+                Err(_) if moved.load(Ordering::Relaxed) == before => return Err(too_slow(STALL)),
+                Err(_) => {}
+            }
+        };
+        self.traffic.received(&response);
+        signed(&response)
+    }
+}
+
+/// The receipt in an answer.
+pub(crate) fn signed(response: &v1::ReportResponse) -> Result<SignedReceipt, CallError> {
+    let receipt = convert::receipt(response);
+    let (receipt, signature) = receipt.map_err(|error| CallError::Contract(error.to_string()))?;
+    Ok(SignedReceipt { receipt, signature })
+}
+
+/// A report from byte `offset` of the payload on, a chunk at a time.
+fn report_chunks(
+    update: ClientUpdate,
+    mut offset: usize,
+) -> impl Iterator<Item = v1::ReportChunk> + Send + 'static {
+    let header = ReportHeader {
+        run: update.run,
+        round: update.round,
+        num_examples: update.num_examples,
+        payload_bytes: update.payload.bytes().len(),
+        payload_digest: update.payload.digest(),
+        offset,
+    };
+    let bytes = update.payload.shared();
+    let data = std::iter::from_fn(move || {
+        let end = bytes.len().min(offset + CHUNK_BYTES);
+        let piece = (offset < end).then(|| bytes.slice(offset..end))?;
+        offset = end;
+        Some(Part::Data(piece))
+    });
+    let parts = std::iter::once(Part::Header(header.into())).chain(data);
+    parts.map(|part| v1::ReportChunk { part: Some(part) })
+}
+
+#[cfg(test)]
+mod tests {
+    use floret_core::{Payload, Round};
+    use floret_proto::limits::MESSAGE_BYTES_MAX;
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn reports_are_cut_into_chunks_that_both_sides_accept() {
+        let bytes: Vec<u8> = (0..=2 * CHUNK_BYTES).map(|i| (i % 251) as u8).collect();
+        let payload = Payload::from_bytes(bytes.clone());
+        let update =
+            ClientUpdate { run: "run".parse().unwrap(), round: Round(1), num_examples: 3, payload };
+        for (offset, count) in [(0, 4), (CHUNK_BYTES, 3), (2 * CHUNK_BYTES, 2), (bytes.len(), 1)] {
+            let chunks: Vec<_> = report_chunks(update.clone(), offset).collect();
+            assert_eq!(chunks.len(), count, "from {offset}");
+            assert!(chunks.iter().all(|chunk| chunk.encoded_len() <= MESSAGE_BYTES_MAX));
+            let data = chunks.into_iter().filter_map(|chunk| match chunk.part {
+                Some(Part::Data(data)) => Some(data),
+                _ => None,
+            });
+            assert_eq!(data.flatten().collect::<Vec<u8>>(), bytes[offset..]);
+        }
+    }
+}
