@@ -1,17 +1,20 @@
 //! The round state machine.
 
+mod status;
+
 use floret_core::seed::Purpose;
 use floret_core::{Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, Time, Version};
 use std::sync::Arc;
 
-use serde::Serialize;
-
 use crate::config::{InvalidRun, RunConfig};
 use crate::message::{Input, Record, Rejection, Reply, RoundSummary, Step};
-use crate::phase::Phase;
+use crate::phase::admission::{answer, repeat};
 use crate::phase::selecting::Selecting;
-use crate::phase::training::{Training, Verdict, repeat};
-use crate::state::{RunEnd, RunState, Totals};
+use crate::phase::training::Training;
+use crate::phase::{Closing, OpenRound, Phase, Verdict};
+use crate::state::{RunEnd, RunState};
+
+pub use status::Status;
 
 /// One run. Decide with [`Coordinator::handle`], change with [`Coordinator::apply`].
 #[derive(Debug)]
@@ -20,41 +23,6 @@ pub struct Coordinator {
     layout: Arc<Layout>,
     state: RunState,
     phase: Phase,
-}
-
-/// Where a run stands, for people and metrics.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Status {
-    /// The run.
-    pub run: String,
-    /// `selecting`, `training` or `ended`.
-    pub phase: &'static str,
-    /// Rounds to commit.
-    pub rounds: u32,
-    /// The last round that was opened.
-    pub round: u32,
-    /// Version of the adapter.
-    pub version: u64,
-    /// Digest of the adapter.
-    pub adapter_digest: Digest,
-    /// Values of the adapter.
-    pub parameters: usize,
-    /// Clients connected, while selecting.
-    pub population: Option<usize>,
-    /// Clients that must be connected before a round opens, while selecting.
-    pub population_awaited: Option<u32>,
-    /// Clients chosen, while training.
-    pub cohort: Option<usize>,
-    /// Updates accepted, while training.
-    pub accepted: Option<usize>,
-    /// Seconds to the deadline, while training.
-    pub deadline_in_s: Option<f64>,
-    /// Rounds abandoned since the last commit.
-    pub abandoned_in_a_row: u32,
-    /// Counts over the whole run.
-    pub totals: Totals,
-    /// How the run ended.
-    pub end: Option<RunEnd>,
 }
 
 impl Coordinator {
@@ -186,7 +154,7 @@ impl Coordinator {
                 training.report(&self.config, &self.layout, client, update, payload_digest)
             }
             phase => match self.state.receipts.get(&round).and_then(|of| of.get(client)) {
-                Some(receipt) => answer(repeat(receipt, payload_digest, round)),
+                Some(receipt) => repeat(receipt, payload_digest, round),
                 None => answer(Err(unknown_round(phase, round))),
             },
         }
@@ -220,27 +188,32 @@ impl Coordinator {
                     .into_iter()
                     .collect()
             }
-            Phase::Training(training) => match training.verdict(&self.config, now) {
-                Some(Verdict::Commit(reason)) => self.commit(training, now, reason),
-                Some(Verdict::Abandon(reason)) => self.abandon(training, now, reason),
-                None => Vec::new(),
-            },
+            Phase::Training(training) => self.close(training, now),
             Phase::Ended(_) => Vec::new(),
         }
     }
 
-    fn commit(&self, training: &Training, now: Time, reason: String) -> Vec<Record> {
-        let delta = training.combined(&self.config);
+    /// Closes a round if it is time.
+    fn close(&self, round: &dyn OpenRound, now: Time) -> Vec<Record> {
+        match round.verdict(&self.config, now) {
+            Some(Verdict::Commit(reason)) => self.commit(round, now, reason),
+            Some(Verdict::Abandon(reason)) => self.abandon(round, now, reason),
+            None => Vec::new(),
+        }
+    }
+
+    fn commit(&self, round: &dyn OpenRound, now: Time, reason: String) -> Vec<Record> {
+        let delta = round.combined(&self.config);
         let optimizer = self.config.aggregation.server_optimizer;
         let state = &self.state;
         let (values, momentum) = optimizer.step(state.adapter.values(), &state.momentum, &delta);
         let adapter = match Adapter::new(Arc::clone(&self.layout), values) {
             Ok(adapter) => adapter,
             // Clipped deltas and bounded settings keep this finite for any run of sane length.
-            Err(error) => return self.abandon(training, now, error.to_string()),
+            Err(error) => return self.abandon(round, now, error.to_string()),
         };
         let version = state.version.next();
-        let summary = self.summary(training, now, true, reason);
+        let summary = round.summary(self.closing(now, true, reason));
         let mut records = vec![Record::RoundCommitted { summary, adapter, momentum }];
         if version.0 >= u64::from(self.config.rounds) {
             records.push(Record::RunEnded(all_committed(&self.config, version)));
@@ -248,10 +221,10 @@ impl Coordinator {
         records
     }
 
-    fn abandon(&self, training: &Training, now: Time, reason: String) -> Vec<Record> {
+    fn abandon(&self, round: &dyn OpenRound, now: Time, reason: String) -> Vec<Record> {
         let in_a_row = self.state.abandoned_in_a_row + 1;
         let message = format!("{in_a_row} rounds in a row were abandoned, the last with {reason}");
-        let summary = self.summary(training, now, false, reason);
+        let summary = round.summary(self.closing(now, false, reason));
         let mut records = vec![Record::RoundAbandoned { summary }];
         if in_a_row >= self.config.max_abandoned {
             let version = self.state.version;
@@ -260,15 +233,9 @@ impl Coordinator {
         records
     }
 
-    fn summary(
-        &self,
-        training: &Training,
-        now: Time,
-        committed: bool,
-        reason: String,
-    ) -> RoundSummary {
-        let before = (self.state.version, self.state.adapter.digest());
-        training.summary(now, committed, reason, before)
+    fn closing(&self, at: Time, committed: bool, reason: String) -> Closing {
+        let (base_version, adapter_before) = (self.state.version, self.state.adapter.digest());
+        Closing { at, committed, reason, base_version, adapter_before }
     }
 
     /// Applies a record: the only place where state changes. Records that do not belong to the
@@ -324,49 +291,6 @@ impl Coordinator {
             receipts.pop_first();
         }
     }
-
-    /// Where the run stands at `now`.
-    #[must_use]
-    pub fn status(&self, now: Time) -> Status {
-        let (state, config) = (&self.state, &self.config);
-        let (selecting, training) = match &self.phase {
-            Phase::Selecting(selecting) => (Some(selecting), None),
-            Phase::Training(training) => (None, Some(training)),
-            Phase::Ended(_) => (None, None),
-        };
-        let mut totals = state.totals;
-        if let Some(training) = training {
-            let tally = training.tally();
-            totals.updates_accepted += tally.accepted as u64;
-            totals.updates_refused += tally.refused as u64;
-            totals.assignments_declined += tally.declined as u64;
-        }
-        Status {
-            run: config.run.to_string(),
-            phase: match &self.phase {
-                Phase::Selecting(_) => "selecting",
-                Phase::Training(_) => "training",
-                Phase::Ended(_) => "ended",
-            },
-            rounds: config.rounds,
-            round: state.round.0,
-            version: state.version.0,
-            adapter_digest: state.adapter.digest(),
-            parameters: self.layout.len(),
-            population: selecting.map(|selecting| selecting.population(config, now)),
-            population_awaited: selecting.map(|_| config.cohort.awaited()),
-            cohort: training.map(Training::selected),
-            accepted: training.map(|training| training.tally().accepted),
-            deadline_in_s: training.map(|training| now.until(training.closes_at).as_secs_f64()),
-            abandoned_in_a_row: state.abandoned_in_a_row,
-            totals,
-            end: state.end.clone(),
-        }
-    }
-}
-
-fn answer(reply: Result<Reply, Rejection>) -> Step {
-    Step { records: Vec::new(), reply }
 }
 
 fn all_committed(config: &RunConfig, version: Version) -> RunEnd {
