@@ -209,9 +209,10 @@ fn recompute(
     if weights.values().any(|left| !left.is_empty()) {
         return Err(failed("an update that it names is not kept".to_owned()));
     }
+    let delta = mean.over(settings.mode.divisor(mean.weight()), clip);
     let before = saved.adapter(disk, layout, Some(version)).map_err(read)?;
     let momentum = saved.momentum(disk, layout, version).map_err(read)?;
-    let (values, _) = optimizer.step(before.values(), &momentum, &mean.mean(clip));
+    let (values, _) = optimizer.step(before.values(), &momentum, &delta);
     let after = Adapter::new(Arc::clone(layout), values).map_err(|e| failed(e.to_string()))?;
     if after.digest() != round.adapter_after {
         return Err(failed("the updates that are kept give another adapter".to_owned()));

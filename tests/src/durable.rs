@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use floret_aggregator::config::{Aggregation, CohortConfig, Timing};
+use floret_aggregator::config::{Aggregation, CohortConfig, Mode, Timing};
 use floret_aggregator::ledger::{self, Entry, Fact, Scribe, Settings};
 use floret_aggregator::{Coordinator, RunConfig};
 use floret_client::history::{self, Sent};
@@ -69,6 +69,7 @@ pub fn everyone(devices: u32, rounds: u32) -> RunConfig {
         },
         training: TrainingConfig { sequence_length: 64, ..TrainingConfig::default() },
         compression: Compression::Int8,
+        mode: Mode::Synchronous,
         cohort: CohortConfig {
             size: devices,
             over_selection: 1.0,

@@ -5,14 +5,16 @@ mod status;
 use floret_core::seed::Purpose;
 use floret_core::{Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, Time, Version};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::config::{InvalidRun, RunConfig};
+use crate::config::{InvalidRun, Mode, RunConfig};
 use crate::message::{Input, Record, Rejection, Reply, RoundSummary, Step};
 use crate::phase::admission::{answer, repeat};
+use crate::phase::buffering::Buffering;
 use crate::phase::selecting::Selecting;
 use crate::phase::training::Training;
 use crate::phase::{Closing, OpenRound, Phase, Verdict};
-use crate::state::{RunEnd, RunState};
+use crate::state::{Assignment, RunEnd, RunState};
 
 pub use status::Status;
 
@@ -61,17 +63,29 @@ impl Coordinator {
         &self.config
     }
 
-    /// Goes on at `now` after a restart: devices of an open round get the whole time again, and one
-    /// that `because` cannot go on is abandoned, by the records that this returns.
+    /// Goes on at `now` after a restart: whoever is at work gets the whole time again. A round that
+    /// `because` cannot go on is abandoned, by the records that this returns, and buffered work that
+    /// was given out is not awaited any more.
     #[must_use]
     pub fn resume(&mut self, now: Time, because: Option<&str>) -> Vec<Record> {
-        if let (Phase::Training(training), Some(reason)) = (&self.phase, because) {
-            return self.abandon(training, now, reason.to_owned());
+        let Some(reason) = because else {
+            match &mut self.phase {
+                Phase::Training(training) => {
+                    training.resume(now, self.config.timing.report_deadline);
+                }
+                Phase::Buffering(buffering) => buffering.resume(now),
+                Phase::Selecting(_) | Phase::Ended(_) => {
+                    self.state.assignments.values_mut().for_each(|of| of.at = now);
+                }
+            }
+            return Vec::new();
+        };
+        self.state.assignments.clear();
+        if let Phase::Buffering(buffering) = &mut self.phase {
+            buffering.drop_everyone();
         }
-        if let Phase::Training(training) = &mut self.phase {
-            training.resume(now, self.config.timing.report_deadline);
-        }
-        Vec::new()
+        let round = self.phase.open_round();
+        round.map(|round| self.abandon(round, now, reason.to_owned())).unwrap_or_default()
     }
 
     /// What must outlive a restart.
@@ -96,6 +110,7 @@ impl Coordinator {
                 Phase::Training(training) if training.round == round => {
                     training.decline(client, reason)
                 }
+                Phase::Buffering(buffering) => buffering.decline(client, round, reason),
                 // A round that is over needs nothing more.
                 _ => answer(Ok(Reply::DeclineNoted)),
             },
@@ -109,9 +124,18 @@ impl Coordinator {
                 Step { records: vec![record], reply: Ok(self.come_back()) }
             }
             Phase::Training(training) if training.awaits(client) => {
-                answer(Ok(Reply::Train(Box::new(self.plan(training, client, now)))))
+                let (round, until) = (training.round, training.closes_at);
+                answer(Ok(Reply::Train(Box::new(self.plan(client, round, now.until(until))))))
             }
             Phase::Training(_) => answer(Ok(self.come_back())),
+            Phase::Buffering(buffering) => {
+                let (records, work) = buffering.check_in(now, client);
+                let deadline = self.config.timing.report_deadline;
+                let plan =
+                    |of: Assignment| self.plan(client, of.round, now.until(of.at.after(deadline)));
+                let reply = work.map(|of| Reply::Train(Box::new(plan(of))));
+                Step { records, reply: Ok(reply.unwrap_or_else(|| self.come_back())) }
+            }
             Phase::Ended(end) => answer(Ok(Reply::RunEnded(end.clone()))),
         }
     }
@@ -121,8 +145,9 @@ impl Coordinator {
         Reply::ComeBack { earliest: timing.retry_min, latest: timing.retry_max }
     }
 
-    fn plan(&self, training: &Training, client: &ClientId, now: Time) -> Plan {
-        let (config, round) = (&self.config, training.round);
+    /// A client's work on the current version.
+    fn plan(&self, client: &ClientId, round: Round, report_within: Duration) -> Plan {
+        let config = &self.config;
         Plan {
             run: config.run.clone(),
             round,
@@ -135,7 +160,7 @@ impl Coordinator {
             compression: config.compression,
             clip_norm: config.aggregation.clip_norm,
             seed: config.seed.derive(Purpose::ClientRound, round, Some(client)),
-            report_within: now.until(training.closes_at),
+            report_within,
         }
     }
 
@@ -149,29 +174,35 @@ impl Coordinator {
         if got != payload_digest {
             return answer(Err(Rejection::WrongDigest { want: payload_digest, got }));
         }
-        match &self.phase {
+        let (config, layout) = (&self.config, &self.layout);
+        let step = match &self.phase {
             Phase::Training(training) if training.round == round => {
-                training.report(&self.config, &self.layout, client, update, payload_digest)
+                Some(training.report(config, layout, client, update, payload_digest))
             }
-            phase => match self.state.receipts.get(&round).and_then(|of| of.get(client)) {
-                Some(receipt) => repeat(receipt, payload_digest, round),
-                None => answer(Err(unknown_round(phase, round))),
-            },
-        }
+            Phase::Buffering(buffering) => {
+                buffering.report(config, layout, client, update, payload_digest)
+            }
+            _ => None,
+        };
+        step.unwrap_or_else(|| match self.state.receipt(client, round) {
+            Some(receipt) => repeat(receipt, payload_digest, round),
+            None => answer(Err(unknown_round(&self.phase, round))),
+        })
     }
 
     /// When [`Coordinator::handle_timeout`] should be called next; [`Time`] zero for at once.
     #[must_use]
     pub fn poll_timeout(&self, now: Time) -> Option<Time> {
+        let at_once = self.phase.open_round().and_then(|round| round.verdict(&self.config, now));
+        if at_once.is_some() {
+            return Some(Time::default());
+        }
         match &self.phase {
-            Phase::Selecting(selecting) => {
-                let cohort = selecting.draw(&self.config, self.state.round.next(), now);
-                cohort.map(|_| Time::default())
+            Phase::Selecting(selecting) => self.opening(selecting, now).map(|_| Time::default()),
+            Phase::Training(training) => Some(training.closes_at),
+            Phase::Buffering(buffering) => {
+                buffering.next_deadline(self.config.timing.report_deadline)
             }
-            Phase::Training(training) => match training.verdict(&self.config, now) {
-                Some(_) => Some(Time::default()),
-                None => Some(training.closes_at),
-            },
             Phase::Ended(_) => None,
         }
     }
@@ -180,17 +211,27 @@ impl Coordinator {
     #[must_use]
     pub fn handle_timeout(&self, now: Time) -> Vec<Record> {
         match &self.phase {
-            Phase::Selecting(selecting) => {
-                let round = self.state.round.next();
-                let cohort = selecting.draw(&self.config, round, now);
-                cohort
-                    .map(|cohort| Record::RoundOpened { round, cohort, at: now })
-                    .into_iter()
-                    .collect()
-            }
+            Phase::Selecting(selecting) => self.opening(selecting, now).into_iter().collect(),
             Phase::Training(training) => self.close(training, now),
+            Phase::Buffering(buffering) => {
+                let closed = self.close(buffering, now);
+                match closed.is_empty() {
+                    true => buffering.expired(now, self.config.timing.report_deadline),
+                    false => closed,
+                }
+            }
             Phase::Ended(_) => Vec::new(),
         }
+    }
+
+    /// The next round's opening, if it is time: a buffered one needs no clients to begin.
+    fn opening(&self, selecting: &Selecting, now: Time) -> Option<Record> {
+        let round = self.state.round.next();
+        let cohort = match self.config.mode {
+            Mode::Synchronous => selecting.draw(&self.config, round, now)?,
+            Mode::Buffered(_) => Vec::new(),
+        };
+        Some(Record::RoundOpened { round, cohort, at: now })
     }
 
     /// Closes a round if it is time.
@@ -248,27 +289,44 @@ impl Coordinator {
             (Record::RoundOpened { round, cohort, at }, Phase::Selecting(_))
                 if *round > self.state.round =>
             {
-                let open = Training::open(&self.config, &self.layout, *round, cohort, *at);
+                self.phase = self.open_round(*round, cohort, *at);
                 self.state.round = *round;
-                self.phase = Phase::Training(open);
+            }
+            (Record::Assigned { client, assignment }, Phase::Buffering(buffering)) => {
+                buffering.assign(client, *assignment);
+            }
+            (Record::DroppedOut { client }, Phase::Buffering(buffering)) => {
+                buffering.drop_out(client);
             }
             (Record::Accepted { client, receipt, update }, Phase::Training(training)) => {
                 training.accept(client, receipt.clone(), update);
             }
+            (Record::Accepted { client, receipt, update }, Phase::Buffering(buffering)) => {
+                buffering.accept(client, receipt.clone(), update);
+            }
             (Record::Refused { client, reason, .. }, Phase::Training(training)) => {
                 training.refuse(client, reason.clone());
+            }
+            (Record::Refused { client, reason, .. }, Phase::Buffering(buffering)) => {
+                buffering.refuse(client, reason.clone());
             }
             (Record::Declined { client, reason }, Phase::Training(training)) => {
                 training.declined(client, reason.clone());
             }
-            (Record::RoundCommitted { summary, adapter, momentum }, Phase::Training(_)) => {
+            (Record::Declined { client, reason }, Phase::Buffering(buffering)) => {
+                buffering.declined(client, reason.clone());
+            }
+            (
+                Record::RoundCommitted { summary, adapter, momentum },
+                Phase::Training(_) | Phase::Buffering(_),
+            ) => {
                 self.state.version = self.state.version.next();
                 self.state.adapter = adapter.clone();
                 self.state.momentum.clone_from(momentum);
                 self.state.abandoned_in_a_row = 0;
                 self.close_round(summary);
             }
-            (Record::RoundAbandoned { summary }, Phase::Training(_)) => {
+            (Record::RoundAbandoned { summary }, Phase::Training(_) | Phase::Buffering(_)) => {
                 self.state.abandoned_in_a_row += 1;
                 self.close_round(summary);
             }
@@ -280,16 +338,31 @@ impl Coordinator {
         }
     }
 
-    fn close_round(&mut self, summary: &RoundSummary) {
-        let Phase::Training(training) = &self.phase else { return };
-        let others_first = summary.closed_at.after(self.config.timing.retry_max);
-        self.phase = Phase::Selecting(Selecting::after(training.gave_nothing(), others_first));
-        self.state.totals.add(summary);
-        let receipts = &mut self.state.receipts;
-        receipts.insert(summary.round, summary.accepted.iter().cloned().collect());
-        while receipts.len() > RunState::RECEIPT_ROUNDS {
-            receipts.pop_first();
+    /// The phase that a round begins with. What a round without a cohort is follows from the record
+    /// alone: one that was opened under other settings is replayed all the same.
+    fn open_round(&self, round: Round, cohort: &[ClientId], at: Time) -> Phase {
+        let (config, layout, state) = (&self.config, &self.layout, &self.state);
+        if !cohort.is_empty() {
+            return Phase::Training(Training::open(config, layout, round, cohort, at));
         }
+        let limits = config.mode.buffered().unwrap_or_default();
+        let (base, outstanding) = ((round, state.version), state.assignments.clone());
+        Phase::Buffering(Buffering::open(limits, layout, base, outstanding, at))
+    }
+
+    fn close_round(&mut self, summary: &RoundSummary) {
+        let next = Phase::Selecting(Selecting::default());
+        match std::mem::replace(&mut self.phase, next) {
+            Phase::Training(training) => {
+                let others_first = summary.closed_at.after(self.config.timing.retry_max);
+                let selecting = Selecting::after(training.gave_nothing(), others_first);
+                self.phase = Phase::Selecting(selecting);
+            }
+            Phase::Buffering(buffering) => self.state.assignments = buffering.into_outstanding(),
+            Phase::Selecting(_) | Phase::Ended(_) => {}
+        }
+        self.state.totals.add(summary);
+        self.state.keep_receipts(summary);
     }
 }
 
@@ -302,6 +375,7 @@ fn unknown_round(phase: &Phase, round: Round) -> Rejection {
     let hint = match phase {
         Phase::Selecting(_) => "no round is open; check in".to_owned(),
         Phase::Training(training) => format!("round {} is; check in", training.round),
+        Phase::Buffering(_) => "this client has no work of it; check in".to_owned(),
         Phase::Ended(_) => return Rejection::RunEnded,
     };
     Rejection::UnknownRound { round, hint }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use floret_aggregator::ledger::Head;
-use floret_aggregator::{RunEnd, Totals};
+use floret_aggregator::{Assignments, RunEnd, Totals};
 use floret_core::base::BaseDigests;
 use floret_core::{Adapter, Digest, Layout, LoraConfig, Round, RunId, Version};
 use floret_store::{Disk, blob};
@@ -44,6 +44,9 @@ pub struct SavedRun {
     pub abandoned_in_a_row: u32,
     /// Counts over the whole run.
     pub totals: Totals,
+    /// Buffered work that was given out before the round closed, and is awaited.
+    #[serde(default, skip_serializing_if = "Assignments::is_empty")]
+    pub assignments: Assignments,
     /// Set when the run is over.
     pub end: Option<RunEnd>,
     /// Digest of the settings that the ledger stated last.

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::Coordinator;
 use crate::phase::Phase;
+use crate::phase::buffering::Buffering;
 use crate::phase::training::Training;
 use crate::state::{RunEnd, Totals};
 
@@ -13,7 +14,9 @@ use crate::state::{RunEnd, Totals};
 pub struct Status {
     /// The run.
     pub run: String,
-    /// `selecting`, `training` or `ended`.
+    /// `synchronous` or `buffered`.
+    pub mode: &'static str,
+    /// `selecting`, `training`, `buffering` or `ended`.
     pub phase: &'static str,
     /// Rounds to commit.
     pub rounds: u32,
@@ -31,8 +34,12 @@ pub struct Status {
     pub population_awaited: Option<u32>,
     /// Clients chosen, while training.
     pub cohort: Option<usize>,
-    /// Updates accepted, while training.
+    /// Updates accepted, while training or buffering.
     pub accepted: Option<usize>,
+    /// Updates that make a version, while buffering.
+    pub buffer: Option<usize>,
+    /// Clients at work, while buffering.
+    pub at_work: Option<usize>,
     /// Seconds to the deadline, while training.
     pub deadline_in_s: Option<f64>,
     /// Rounds abandoned since the last commit.
@@ -48,25 +55,34 @@ impl Coordinator {
     #[must_use]
     pub fn status(&self, now: Time) -> Status {
         let (state, config) = (&self.state, &self.config);
-        let (selecting, training) = match &self.phase {
-            Phase::Selecting(selecting) => (Some(selecting), None),
-            Phase::Training(training) => (None, Some(training)),
-            Phase::Ended(_) => (None, None),
+        let (mut selecting, mut training, mut buffering) = (None, None, None);
+        let phase = match &self.phase {
+            Phase::Selecting(phase) => {
+                selecting = Some(phase);
+                "selecting"
+            }
+            Phase::Training(phase) => {
+                training = Some(phase);
+                "training"
+            }
+            Phase::Buffering(phase) => {
+                buffering = Some(phase);
+                "buffering"
+            }
+            Phase::Ended(_) => "ended",
         };
+        let tally = training.map(Training::tally).or(buffering.map(Buffering::tally));
         let mut totals = state.totals;
-        if let Some(training) = training {
-            let tally = training.tally();
+        if let Some(tally) = tally {
             totals.updates_accepted += tally.accepted as u64;
             totals.updates_refused += tally.refused as u64;
             totals.assignments_declined += tally.declined as u64;
+            totals.drop_outs += tally.dropped_out as u64;
         }
         Status {
             run: config.run.to_string(),
-            phase: match &self.phase {
-                Phase::Selecting(_) => "selecting",
-                Phase::Training(_) => "training",
-                Phase::Ended(_) => "ended",
-            },
+            mode: config.mode.name(),
+            phase,
             rounds: config.rounds,
             round: state.round.0,
             version: state.version.0,
@@ -75,7 +91,9 @@ impl Coordinator {
             population: selecting.map(|selecting| selecting.population(config, now)),
             population_awaited: selecting.map(|_| config.cohort.awaited()),
             cohort: training.map(Training::selected),
-            accepted: training.map(|training| training.tally().accepted),
+            accepted: tally.map(|tally| tally.accepted),
+            buffer: buffering.map(Buffering::size),
+            at_work: tally.filter(|_| buffering.is_some()).map(|tally| tally.awaited),
             deadline_in_s: training.map(|training| now.until(training.closes_at).as_secs_f64()),
             abandoned_in_a_row: state.abandoned_in_a_row,
             totals,

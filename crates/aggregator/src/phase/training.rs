@@ -6,11 +6,11 @@ use std::time::Duration;
 use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time};
 
 use super::admission::{answer, decide, repeat};
-use super::{Closing, OpenRound, Verdict};
+use super::{Closing, OpenRound, Tally, Verdict};
 use crate::clipped::Admitted;
 use crate::combine::WeightedMean;
 use crate::config::RunConfig;
-use crate::message::{Record, Rejection, Reply, RoundSummary, Step};
+use crate::message::{Counted, Record, Rejection, Reply, RoundSummary, Step};
 
 #[derive(Debug)]
 pub(crate) struct Training {
@@ -20,15 +20,6 @@ pub(crate) struct Training {
     cohort: BTreeMap<ClientId, Member>,
     tally: Tally,
     mean: WeightedMean,
-}
-
-/// How many members are in which state.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Tally {
-    pub(crate) awaited: usize,
-    pub(crate) accepted: usize,
-    pub(crate) refused: usize,
-    pub(crate) declined: usize,
 }
 
 /// What is known of a cohort's member.
@@ -203,7 +194,10 @@ impl OpenRound for Training {
             let client = client.clone();
             match member {
                 Member::Assigned => summary.dropped_out.push(client),
-                Member::Reported(receipt) => summary.accepted.push((client, receipt.clone())),
+                Member::Reported(receipt) => {
+                    let receipt = receipt.clone();
+                    summary.accepted.push(Counted { client, receipt, staleness: 0 });
+                }
                 Member::Refused(reason) => summary.refused.push((client, reason.clone())),
                 Member::Declined(reason) => summary.declined.push((client, reason.clone())),
             }
