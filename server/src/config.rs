@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use floret_aggregator::RunConfig;
-use floret_aggregator::config::{Aggregation, CohortConfig, Timing};
+use floret_aggregator::config::{Aggregation, BufferedConfig, CohortConfig, Mode, Timing};
 use floret_core::base::BaseDigests;
 use floret_core::config_file::{ConfigVersion, InvalidConfigFile, from_toml};
 use floret_core::payload::Compression;
@@ -72,9 +72,12 @@ pub struct Config {
     /// How devices train.
     #[serde(default)]
     pub training: TrainingConfig,
-    /// Whom a round chooses, and how many it needs.
+    /// Whom a synchronous round chooses, and how many it needs.
     #[serde(default)]
     pub cohort: CohortConfig,
+    /// Buffered rounds.
+    #[serde(default)]
+    pub buffered: BufferedConfig,
     /// Deadlines and retry windows.
     #[serde(default)]
     pub timing: TimingSection,
@@ -99,12 +102,25 @@ pub struct RunSection {
     pub rounds: u32,
     /// Rounds abandoned in a row after which the run is given up.
     pub max_abandoned: u32,
+    /// When a round closes.
+    pub mode: ModeName,
     /// How devices encode their deltas.
     pub compression: Compression,
     /// Rounds whose updates are kept after they closed.
     pub retain_updates_rounds: u32,
     /// A fixed seed; without, that of `secrets/run.seed`.
     pub seed: Option<FixedSeed>,
+}
+
+/// When a round closes; the section of that name has the settings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModeName {
+    /// `[cohort]`.
+    #[default]
+    Synchronous,
+    /// `[buffered]`.
+    Buffered,
 }
 
 /// A seed written as a number. Its `Debug` form does not show it.
@@ -130,7 +146,7 @@ pub struct ModelSection {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimingSection {
-    /// From the opening of a round to its deadline.
+    /// From the opening of a synchronous round, or from a buffered assignment, to its deadline.
     pub report_deadline_s: f64,
     /// Earliest return of a device without work.
     pub retry_min_s: f64,
@@ -291,6 +307,10 @@ impl Config {
             lora: self.lora.clone(),
             training: self.training.clone(),
             compression: self.run.compression,
+            mode: match self.run.mode {
+                ModeName::Synchronous => Mode::Synchronous,
+                ModeName::Buffered => Mode::Buffered(self.buffered),
+            },
             cohort: self.cohort,
             timing: Timing {
                 report_deadline: seconds(self.timing.report_deadline_s),

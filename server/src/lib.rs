@@ -71,4 +71,4 @@ pub use init::init;
 pub use recovery::{RecoveryError, recover};
 pub use server::{Server, ServerError};
 pub use store::{RunStore, SavedRun, StoreOptions};
-pub use verify::{Verified, VerifyError, verify};
+pub use verify::{Verified, VerifyError, verify, verify_run};

@@ -43,6 +43,8 @@ struct RunMetrics {
     round: Gauge,
     population: Gauge,
     cohort: Gauge,
+    buffered: Gauge,
+    at_work: Gauge,
     ended: Gauge,
 }
 
@@ -128,6 +130,8 @@ impl Metrics {
             ("round", "The last round that was opened", &run.round),
             ("population", "Devices connected, while selecting", &run.population),
             ("cohort", "Devices chosen, while training", &run.cohort),
+            ("buffered_updates", "Updates in the buffer, while buffering", &run.buffered),
+            ("devices_at_work", "Devices whose update is awaited, while buffering", &run.at_work),
             ("run_ended", "1 once the run is over", &run.ended),
         ] {
             registry.register(name, help, gauge.clone());
@@ -166,6 +170,9 @@ impl Metrics {
         run.round.set(status.round.into());
         run.population.set(count(status.population.unwrap_or(0)));
         run.cohort.set(count(status.cohort.unwrap_or(0)));
+        let buffered = status.buffer.and(status.accepted);
+        run.buffered.set(count(buffered.unwrap_or(0)));
+        run.at_work.set(count(status.at_work.unwrap_or(0)));
         run.ended.set(status.end.is_some().into());
         self.concerns.clear();
         for concern in &status.concerns {

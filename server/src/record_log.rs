@@ -9,6 +9,10 @@ pub(crate) fn log(record: &Record) {
         Record::RoundOpened { round, cohort, .. } => {
             info!(%round, cohort = cohort.len(), "round opened");
         }
+        Record::Assigned { client, assignment } => {
+            info!(round = %assignment.round, %client, version = %assignment.version, "work given out");
+        }
+        Record::DroppedOut { client } => info!(%client, "work given up: no report came in time"),
         Record::Accepted { client, receipt, .. } => {
             let payload = receipt.payload_digest.short();
             info!(round = %receipt.round, %client, weight = receipt.weight, payload, "update accepted");

@@ -184,6 +184,7 @@ impl RunStore {
             abandoned_in_a_row: state.abandoned_in_a_row,
             totals: state.totals,
             concerns: state.concerns.clone(),
+            assignments: state.assignments.clone(),
             end: state.end.clone(),
             plan: settings.digest(),
             ledger: self.head,
@@ -236,7 +237,11 @@ impl RunStore {
                 });
                 transaction.saved = Some(self.saved_run(state, round, adapters));
             }
-            Record::CheckedIn { .. } | Record::Refused { .. } | Record::Declined { .. } => {}
+            Record::CheckedIn { .. }
+            | Record::Assigned { .. }
+            | Record::DroppedOut { .. }
+            | Record::Refused { .. }
+            | Record::Declined { .. } => {}
         }
         transaction.rows.extend(Row::plain(record));
         Ok(())
@@ -329,6 +334,8 @@ impl RunStore {
     fn restore(&self, row: Row) -> Result<Record, StoreError> {
         Ok(match row {
             Row::Opened { round, cohort, at } => Record::RoundOpened { round, cohort, at },
+            Row::Assigned { client, assignment } => Record::Assigned { client, assignment },
+            Row::DroppedOut { client } => Record::DroppedOut { client },
             Row::Refused { client, code, reason } => Record::Refused { client, code, reason },
             Row::Declined { client, reason } => Record::Declined { client, reason },
             Row::Accepted { client, receipt, end } => {
@@ -396,6 +403,7 @@ impl floret_aggregator::Store for RunStore {
             concerns: saved.concerns.clone(),
             end: saved.end.clone(),
             receipts,
+            assignments: saved.assignments.clone(),
         }))
     }
 
@@ -412,7 +420,10 @@ impl floret_aggregator::Store for RunStore {
                     self.updates = Some(Updates::reopen(&*self.disk, *round)?);
                 }
                 Row::Accepted { end, .. } => end_of_updates = *end,
-                Row::Refused { .. } | Row::Declined { .. } => {}
+                Row::Assigned { .. }
+                | Row::DroppedOut { .. }
+                | Row::Refused { .. }
+                | Row::Declined { .. } => {}
             }
             apply(self.restore(row)?);
             self.rows += 1;

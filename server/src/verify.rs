@@ -1,7 +1,7 @@
 //! `verify`: whether the ledger holds, and says what the state holds.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io;
 use std::sync::Arc;
 
 use floret_aggregator::Admitted;
@@ -13,7 +13,6 @@ use floret_store::{Disk, ReadFolder};
 
 use crate::config::Config;
 use crate::error::CommandError;
-use crate::files::{self, FileError};
 use crate::home::Home;
 use crate::model_dir;
 use crate::store::{LEDGER, SavedRun, StoreError, updates};
@@ -24,9 +23,6 @@ pub enum VerifyError {
     /// The ledger itself.
     #[error(transparent)]
     Ledger(#[from] BrokenLedger),
-    /// The ledger cannot be read.
-    #[error(transparent)]
-    File(#[from] FileError),
     /// The state cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -61,8 +57,9 @@ pub fn verify(home: &Home, config: &Config, key: &PublicKey) -> Result<Verified,
     let mut saved = read()?;
     let model = model_dir::read_config(&config.model_dir(home))?;
     let layout = Arc::new(Layout::new(&model, &saved.lora)?);
+    let disk = ReadFolder::new(&dir);
     loop {
-        let verified = verify_state(&dir, &saved, &layout, key);
+        let verified = verify_run(&disk, &saved, &layout, key);
         // A server that runs may have removed what was kept when this began: look again.
         let now = read()?;
         if verified.is_ok() || now == saved {
@@ -72,18 +69,21 @@ pub fn verify(home: &Home, config: &Config, key: &PublicKey) -> Result<Verified,
     }
 }
 
-/// `saved` was read before the ledger: a server that runs beside may have gone on since.
-fn verify_state(
-    dir: &Path,
+/// Checks the ledger on a disk like [`verify`]. `saved` was read before the ledger: a server that
+/// runs beside may have gone on since.
+///
+/// # Errors
+/// The first thing that does not hold, with the entry that says otherwise.
+pub fn verify_run(
+    disk: &dyn Disk,
     saved: &SavedRun,
     layout: &Arc<Layout>,
     key: &PublicKey,
 ) -> Result<Verified, VerifyError> {
-    let text = files::read(&dir.join(LEDGER))?;
+    let text = read_ledger(disk).map_err(StoreError::disk("read", LEDGER))?;
     let (entries, _) = ledger::verify(&text, key)?;
     follows(&entries)?;
     ends_where_the_state_does(&entries, &text, saved)?;
-    let disk = ReadFolder::new(dir);
     let mut verified = Verified {
         entries: entries.len() as u64,
         rounds: rounds(&entries).count() as u64,
@@ -97,16 +97,24 @@ fn verify_state(
         if kept.adapter != *digest {
             return Err(differs("the state names another adapter than the entry".into()));
         }
-        saved.adapter(&disk, layout, Some(*version)).map_err(|error| differs(error.to_string()))?;
-        saved.momentum(&disk, layout, *version).map_err(|error| differs(error.to_string()))?;
+        saved.adapter(disk, layout, Some(*version)).map_err(|error| differs(error.to_string()))?;
+        saved.momentum(disk, layout, *version).map_err(|error| differs(error.to_string()))?;
         verified.adapters += 1;
     }
     for (entry, round, settings) in rounds(&entries) {
-        if recompute(&disk, saved, layout, (entry, round, settings))? {
+        if recompute(disk, saved, layout, (entry, round, settings))? {
             verified.recomputed += 1;
         }
     }
     Ok(verified)
+}
+
+fn read_ledger(disk: &dyn Disk) -> io::Result<Vec<u8>> {
+    let file = disk.open(LEDGER)?;
+    let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
+    let mut text = vec![0; len];
+    file.read(0, &mut text)?;
+    Ok(text)
 }
 
 /// Rounds with the number of their entry and the settings that they followed.
@@ -218,9 +226,10 @@ fn recompute(
     if weights.values().any(|left| !left.is_empty()) {
         return Err(failed("an update that it names is not kept".to_owned()));
     }
+    let delta = mean.over(settings.mode.divisor(mean.weight()), clip);
     let before = saved.adapter(disk, layout, Some(version)).map_err(read)?;
     let momentum = saved.momentum(disk, layout, version).map_err(read)?;
-    let (values, _) = optimizer.step(before.values(), &momentum, &mean.mean(clip));
+    let (values, _) = optimizer.step(before.values(), &momentum, &delta);
     let after = Adapter::new(Arc::clone(layout), values).map_err(|e| failed(e.to_string()))?;
     if after.digest() != round.adapter_after {
         return Err(failed("the updates that are kept give another adapter".to_owned()));

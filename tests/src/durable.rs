@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use floret_aggregator::config::{Aggregation, CohortConfig, Timing};
+use floret_aggregator::config::{Aggregation, BufferedConfig, CohortConfig, Mode, Timing};
 use floret_aggregator::ledger::{self, Entry, Fact, Scribe, Settings};
 use floret_aggregator::{Coordinator, RunConfig};
 use floret_client::history::{self, Sent};
@@ -16,7 +16,7 @@ use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
 use floret_core::{ClientId, Digest, Layout, LoraConfig, ModelConfig, Seed, SigningKey, Time};
 use floret_device::{Limits, LocalModel, Session};
-use floret_server::{RunStore, StoreOptions, recover};
+use floret_server::{RunStore, StoreOptions, Verified, recover};
 use floret_simulation::{Behaviour, DeviceStore, Ending, ToyTrainer, World};
 use floret_store::{Disk, SimulatedDisk};
 
@@ -30,6 +30,8 @@ pub struct Durable {
     pub device_disks: Vec<SimulatedDisk>,
     /// Rounds whose updates are kept.
     pub retain: u32,
+    /// Adapter versions that are kept.
+    pub keep_versions: usize,
 }
 
 /// Starts something on a disk that may have halted, and once more if a fault comes just then.
@@ -52,6 +54,13 @@ fn model() -> LocalModel {
     }
 }
 
+/// Settings of a small buffered run.
+#[must_use]
+pub fn buffered(buffer: u32, concurrency: u32, rounds: u32) -> RunConfig {
+    let mode = BufferedConfig { buffer, concurrency, ..BufferedConfig::default() };
+    RunConfig { mode: Mode::Buffered(mode), ..everyone(1, rounds) }
+}
+
 /// Settings of a small run in which every device is in every cohort.
 #[must_use]
 pub fn everyone(devices: u32, rounds: u32) -> RunConfig {
@@ -69,6 +78,7 @@ pub fn everyone(devices: u32, rounds: u32) -> RunConfig {
         },
         training: TrainingConfig { sequence_length: 64, ..TrainingConfig::default() },
         compression: Compression::Int8,
+        mode: Mode::Synchronous,
         cohort: CohortConfig {
             size: devices,
             over_selection: 1.0,
@@ -89,11 +99,21 @@ impl Durable {
     #[must_use]
     pub fn new(config: RunConfig, devices: usize) -> Self {
         let device_disks = (0..devices).map(|_| SimulatedDisk::default()).collect();
-        Self { config, disk: SimulatedDisk::default(), device_disks, retain: 0 }
+        Self { config, disk: SimulatedDisk::default(), device_disks, retain: 0, keep_versions: 2 }
     }
 
     fn layout(&self) -> Arc<Layout> {
         Arc::new(Layout::new(&model().config, &self.config.lora).unwrap())
+    }
+
+    fn options(&self) -> StoreOptions {
+        let layout = self.layout();
+        StoreOptions {
+            settings: Settings::of(&self.config, layout.digest()),
+            layout,
+            keep_versions: self.keep_versions,
+            retain_updates_rounds: self.retain,
+        }
     }
 
     fn key() -> SigningKey {
@@ -113,12 +133,7 @@ impl Durable {
     #[must_use]
     pub fn run(&self, behaviour: Behaviour, seed: u64) -> Ending {
         let (disk, config, layout) = (self.disk.clone(), self.config.clone(), self.layout());
-        let options = StoreOptions {
-            settings: Settings::of(&config, layout.digest()),
-            layout: Arc::clone(&layout),
-            keep_versions: 2,
-            retain_updates_rounds: self.retain,
-        };
+        let options = self.options();
         let start = move |now: Time| -> Result<(Coordinator, RunStore), String> {
             let held: Arc<dyn Disk> = Arc::new(disk.clone());
             let store = RunStore::open(held, options.clone(), Arc::new(Self::scribe()));
@@ -153,6 +168,21 @@ impl Durable {
         ledger::verify(&read(&self.disk, "ledger.jsonl"), &Self::scribe().public()).unwrap().0
     }
 
+    /// Checks the ledger, the adapters and what gives them, as `floret-server verify` does.
+    ///
+    /// # Panics
+    /// Something does not hold.
+    #[must_use]
+    pub fn verify(&self) -> Verified {
+        // A fault may have come when the server had done its work and closed its database.
+        self.disk.reboot();
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let store = RunStore::open(Arc::clone(&disk), self.options(), Arc::new(Self::scribe()));
+        let saved = store.unwrap().saved().cloned().unwrap();
+        let key = Self::scribe().public();
+        floret_server::verify_run(&*disk, &saved, &self.layout(), &key).unwrap()
+    }
+
     /// What the devices' histories say, with each receipt checked.
     ///
     /// # Panics
@@ -178,9 +208,9 @@ impl Durable {
         for entry in self.ledger() {
             let Fact::Round(round) = entry.fact else { continue };
             for accepted in round.accepted {
-                let key = (round.round, accepted.client);
+                let key = (accepted.assigned.unwrap_or(round.round), accepted.client);
                 let twice = recorded.insert(key, (accepted.payload, accepted.weight));
-                assert!(twice.is_none(), "a client counts twice in round {}", round.round);
+                assert!(twice.is_none(), "an update counts twice, in round {}", round.round);
             }
         }
         let mut receipts = 0;

@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
+use floret_aggregator::RunConfig;
 use floret_core::Digest;
 use floret_simulation::{Behaviour, Ending};
 use floret_store::{Fault, SimulatedDisk};
-use floret_tests::durable::{Accounts, Durable, everyone};
+use floret_tests::durable::{Accounts, Durable, buffered, everyone};
 
 const DEVICES: usize = 6;
 const ROUNDS: u32 = 3;
@@ -62,6 +63,74 @@ fn a_device_that_crashes_at_any_operation_ends_with_the_same_adapter() {
     let (operations, points) = enumerate(|durable| &durable.device_disks[2]);
     println!("device: {operations} operations of its disk, {points} crash points tried");
     assert!(operations > 20);
+}
+
+/// Buffered rounds with crashes: whichever order that made, every acknowledged update is in the ledger
+/// once, and every version is what its updates give.
+fn check_buffered(durable: &Durable, ending: &Ending, what: &str) -> Accounts {
+    let state = ending.coordinator.state();
+    assert!(state.end.as_ref().unwrap().completed, "{what}");
+    let accounts = durable.account_for();
+    assert_eq!(accounts.recorded, accounts.receipts, "{what}");
+    assert_eq!(accounts.recorded as u64, state.totals.updates_accepted, "{what}");
+    let verified = durable.verify();
+    assert_eq!(verified.recomputed, state.totals.rounds_committed, "{what}");
+    accounts
+}
+
+#[test]
+fn a_buffered_run_that_crashes_at_any_operation_loses_and_doubles_nothing() {
+    let rounds = 5;
+    let start = || Durable {
+        retain: rounds * 2,
+        keep_versions: rounds as usize + 1,
+        ..Durable::new(buffered(3, 5, rounds), DEVICES)
+    };
+    let behaviour = Behaviour { straggler: 0.2, ..Behaviour::default() };
+    let reference = start();
+    let ending = reference.run(behaviour, 7);
+    // Before the check, which reads the disk too.
+    let (operations, mut points) = (reference.disk.operations(), 0);
+    let accounts = check_buffered(&reference, &ending, "without a fault");
+    assert_eq!(accounts.recorded, 3 * rounds as usize);
+    let stale = ending.rounds.iter().flat_map(|round| &round.accepted).any(|of| of.staleness > 1);
+    assert!(stale, "no update is stale");
+    for at in 1..=operations {
+        for fault in [Fault::Fail, Fault::Tear(at), Fault::Lose] {
+            let durable = start();
+            durable.disk.fail_at(at, fault);
+            let ending = durable.run(behaviour, 7);
+            check_buffered(&durable, &ending, &format!("{fault:?} at operation {at}"));
+            points += 1;
+        }
+    }
+    println!("buffered: {operations} operations of the server's disk, {points} crash points tried");
+    assert!(operations > 100);
+}
+
+#[test]
+fn a_hundred_buffered_rounds_in_a_bad_world_lose_nothing_and_count_nothing_twice() {
+    for seed in [1, 2] {
+        let config = RunConfig { max_abandoned: 10, ..buffered(5, 10, 100) };
+        let durable = Durable::new(config, 16);
+        let behaviour = Behaviour {
+            drop_out: 0.2,
+            duplicate: 0.05,
+            truncate: 0.05,
+            lost_answer: 0.05,
+            crash: 0.02,
+            straggler: 0.2,
+            ..Behaviour::default()
+        };
+        let ending = durable.run(behaviour, seed);
+        let state = ending.coordinator.state();
+        let end = state.end.as_ref().unwrap();
+        assert!(end.completed, "seed {seed}: {end:?}");
+        let Accounts { recorded, receipts } = durable.account_for();
+        println!("seed {seed}: {:?}, {receipts} receipts", state.totals);
+        assert_eq!(state.totals.updates_accepted as usize, recorded, "seed {seed}");
+        assert!(state.totals.drop_outs > 50 && recorded >= 500, "seed {seed}");
+    }
 }
 
 /// Drop-outs, duplicates, truncated reports, lost answers, devices that crash, clocks that are off

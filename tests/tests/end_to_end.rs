@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use floret_aggregator::config::{CohortConfig, Timing};
+use floret_aggregator::config::{BufferedConfig, CohortConfig, Timing};
 use floret_aggregator::{Coordinator, RunConfig, RunState};
 use floret_client::connection::CheckIn;
 use floret_client::setup::{BaseOptions, spawn_training};
@@ -15,6 +15,7 @@ use floret_core::{ClientUpdate, Digest, Layout, Payload, Plan, Seed};
 use floret_device::{Input, Limits, Session};
 use floret_examples::federation::{self, Participant};
 use floret_server::Server;
+use floret_server::config::ModeName;
 use floret_simulation::{Behaviour, ToyTrainer, World};
 use floret_tests::{Events, Stage, connect, quickstart};
 use tokio::task::JoinSet;
@@ -141,6 +142,31 @@ async fn run_toys(stage: &Stage, server: &Server, names: &[&str]) -> Vec<Events>
     };
     tokio::time::timeout(LONG, everyone).await.unwrap();
     all
+}
+
+/// Six devices in a buffered run: every version has its three updates, each device hears the end, and
+/// every version can be computed again from what the ledger says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buffered_run_completes() {
+    let mut stage = Stage::with_toy_model();
+    stage.config.run.rounds = 5;
+    stage.config.run.mode = ModeName::Buffered;
+    stage.config.run.retain_updates_rounds = 5;
+    stage.config.buffered = BufferedConfig { buffer: 3, max_staleness: 4, concurrency: 5 };
+    let server = stage.start("127.0.0.1:0").await;
+    while server.status().phase != "buffering" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let status = server.status();
+    assert_eq!((status.mode, status.buffer, status.at_work), ("buffered", Some(3), Some(0)));
+    let all = run_toys(&stage, &server, &["a", "b", "c", "d", "e", "f"]).await;
+    let counted: usize = all.iter().map(|events| events.count(counted)).sum();
+    let totals = server.status().totals;
+    assert_eq!((totals.rounds_committed, totals.updates_accepted, counted), (5, 15, 15));
+    server.stop().await.unwrap();
+    let key = floret_server::ledger_key::read_public(stage.home()).unwrap();
+    let verified = floret_server::verify(stage.home(), &stage.config, &key).unwrap();
+    assert_eq!((verified.rounds, verified.adapters, verified.recomputed), (5, 6, 5));
 }
 
 async fn network_digest(names: &[&str]) -> Digest {

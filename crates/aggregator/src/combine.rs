@@ -58,11 +58,17 @@ impl WeightedMean {
     /// The mean of what was added, each to the clip norm `clip_norm`; zeros if nothing was.
     #[must_use]
     pub fn mean(&self, clip_norm: f32) -> Vec<f32> {
+        self.over(self.weight, clip_norm)
+    }
+
+    /// What was added, each to the clip norm `clip_norm`, divided by `divisor`; zeros if nothing was.
+    #[must_use]
+    pub fn over(&self, divisor: u64, clip_norm: f32) -> Vec<f32> {
         if self.weight == 0 {
             return vec![0.0; self.sums.len()];
         }
         let grid = f64::from(clip_norm) / f64::from(1u32 << GRID_BITS);
-        let unit = grid / self.weight as f64;
+        let unit = grid / divisor as f64;
         self.sums.iter().map(|sum| (*sum as f64 * unit) as f32).collect()
     }
 
@@ -79,6 +85,7 @@ mod tests {
 
     use super::*;
     use crate::coordinator::tests::{layout, payload};
+    use crate::mode::{BufferedConfig, Mode, staleness_weight};
 
     fn clipped(value: impl Fn(usize) -> f32, clip_norm: f32) -> ClippedDelta {
         ClippedDelta::decode(&payload(value), &layout(), clip_norm).unwrap()
@@ -92,6 +99,20 @@ mod tests {
         assert_eq!(mean.weight(), 4);
         assert!(mean.mean(100.0).iter().all(|value| (value - 0.4).abs() < 1e-6));
         assert_eq!(WeightedMean::new(2).mean(1.0), [0.0, 0.0]);
+    }
+
+    /// FedBuff, algorithm 1: three updates that are 0, 3 and 8 versions behind, of a buffer of 3.
+    #[test]
+    fn a_buffer_is_divided_by_its_size_and_not_by_its_weights() {
+        let mode = Mode::Buffered(BufferedConfig { buffer: 3, ..BufferedConfig::default() });
+        let mut sum = WeightedMean::new(layout().len());
+        for (value, staleness) in [(0.1, 0), (0.2, 3), (0.3, 8)] {
+            sum.add(&clipped(|_| value, 100.0), staleness_weight(staleness));
+        }
+        let want = (0.1 + 0.2 / 2.0 + 0.3 / 3.0) / 3.0;
+        let got = sum.over(mode.divisor(sum.weight()), 100.0);
+        assert!(got.iter().all(|value| (value - want).abs() < 1e-6), "{got:?}");
+        assert_eq!(sum.over(Mode::Synchronous.divisor(sum.weight()), 100.0), sum.mean(100.0));
     }
 
     #[test]

@@ -51,8 +51,8 @@ impl Concerns {
         if self.updates.len() > FEW {
             self.updates.pop_front();
         }
-        for (client, _) in &summary.accepted {
-            self.refused.remove(client);
+        for counted in &summary.accepted {
+            self.refused.remove(&counted.client);
         }
         for (client, reason) in &summary.refused {
             let (times, last) = self.refused.entry(client.clone()).or_default();
@@ -94,6 +94,7 @@ impl Concerns {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Counted;
     use floret_core::{Digest, Receipt, Time, Version};
 
     fn round(round: u32, accepted: &[&str], refused: &[&str]) -> RoundSummary {
@@ -108,7 +109,7 @@ mod tests {
                 num_examples: 1,
                 weight: 1,
             };
-            (client(name), receipt)
+            Counted { client: client(name), receipt, staleness: 0 }
         };
         RoundSummary {
             round: Round(round),

@@ -10,6 +10,8 @@ use floret_core::{LoraConfig, RunId, Seed};
 use serde::{Deserialize, Serialize};
 
 use crate::combine::WeightedMean;
+use crate::mode::FRESH_WEIGHT;
+pub use crate::mode::{BufferedConfig, Mode};
 use crate::server_optimizer::ServerOptimizer;
 
 /// Settings of one run.
@@ -31,7 +33,9 @@ pub struct RunConfig {
     pub training: TrainingConfig,
     /// How devices encode their deltas.
     pub compression: Compression,
-    /// Whom a round chooses, and how many it needs.
+    /// When a round closes.
+    pub mode: Mode,
+    /// Whom a synchronous round chooses, and how many it needs.
     pub cohort: CohortConfig,
     /// Deadlines and retry windows.
     pub timing: Timing,
@@ -76,7 +80,7 @@ impl CohortConfig {
 /// Deadlines and retry windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// From the opening of a round to its deadline.
+    /// From the opening of a synchronous round to its deadline; from a buffered assignment to its.
     pub report_deadline: Duration,
     /// Earliest return of a client that was turned away.
     pub retry_min: Duration,
@@ -98,7 +102,8 @@ impl Timing {
 pub struct Aggregation {
     /// L2 norm to which the server clips each decoded delta.
     pub clip_norm: f32,
-    /// Most examples that count for one client's weight: its number is its own claim.
+    /// Most examples that count for one client's weight: its number is its own claim. In buffered
+    /// rounds, staleness alone makes the weight.
     pub max_examples: u32,
     /// How the combined delta moves the adapter.
     pub server_optimizer: ServerOptimizer,
@@ -167,7 +172,10 @@ impl RunConfig {
         if self.max_abandoned == 0 {
             return setting("run.max_abandoned", 0, "1 or more");
         }
-        self.validate_cohort()?;
+        match &self.mode {
+            Mode::Synchronous => self.validate_cohort()?,
+            Mode::Buffered(buffered) => validate_buffered(buffered)?,
+        }
         self.validate_timing()?;
         self.validate_aggregation()
     }
@@ -190,6 +198,11 @@ impl RunConfig {
             let accepted =
                 format!("0, or at least the {chosen} clients that size and over_selection choose");
             return setting("cohort.min_population", cohort.min_population, accepted);
+        }
+        let (chosen, max_examples) = (cohort.selected(), self.aggregation.max_examples);
+        if !WeightedMean::fits(chosen, max_examples) {
+            let accepted = format!("less: {chosen} clients of this weight overflow the 63-bit sum");
+            return setting("aggregation.max_examples", max_examples, accepted);
         }
         Ok(())
     }
@@ -224,11 +237,6 @@ impl RunConfig {
         if aggregation.max_examples == 0 {
             return setting("aggregation.max_examples", 0, "1 or more");
         }
-        let chosen = self.cohort.selected();
-        if !WeightedMean::fits(chosen, aggregation.max_examples) {
-            let accepted = format!("less: {chosen} clients of this weight overflow the 63-bit sum");
-            return setting("aggregation.max_examples", aggregation.max_examples, accepted);
-        }
         if !(sgd.learning_rate > 0.0 && sgd.learning_rate <= 100.0) {
             let (name, value) = ("aggregation.server_optimizer.learning_rate", sgd.learning_rate);
             return setting(name, value, "above 0, up to 100");
@@ -239,4 +247,25 @@ impl RunConfig {
         }
         Ok(())
     }
+}
+
+/// Staleness alone makes weights here, so that sums are bounded by the number of updates.
+fn validate_buffered(buffered: &BufferedConfig) -> Result<(), InvalidRun> {
+    let BufferedConfig { buffer, max_staleness, concurrency } = *buffered;
+    let counts = [("buffered.buffer", buffer), ("buffered.concurrency", concurrency)];
+    for (name, value) in counts {
+        if !(1..=RunConfig::COHORT_MAX).contains(&value) {
+            return setting(name, value, format!("1 to {}", RunConfig::COHORT_MAX));
+        }
+    }
+    // Everyone who is at work may report to a buffer that is about to be full.
+    if !WeightedMean::fits(buffer + concurrency, FRESH_WEIGHT) {
+        let accepted = format!("less: {buffer} and {concurrency} updates overflow the 63-bit sum");
+        return setting("buffered.buffer", buffer, accepted);
+    }
+    if max_staleness > BufferedConfig::STALENESS_MAX {
+        let accepted = format!("0 to {}", BufferedConfig::STALENESS_MAX);
+        return setting("buffered.max_staleness", max_staleness, accepted);
+    }
+    Ok(())
 }

@@ -1,20 +1,24 @@
 //! The round state machine.
 
+mod status;
+
 use floret_core::seed::Purpose;
 use floret_core::{
-    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Receipt, Round, RunId, Time, Version,
+    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, RunId, Time, Version,
 };
 use std::sync::Arc;
+use std::time::Duration;
 
-use serde::Serialize;
-
-use crate::concerns::Concern;
-use crate::config::{InvalidRun, RunConfig};
+use crate::config::{InvalidRun, Mode, RunConfig};
 use crate::message::{Input, Record, Rejection, Reply, RoundSummary, Step};
-use crate::phase::Phase;
+use crate::phase::admission::{Standing, answer, repeat};
+use crate::phase::buffering::Buffering;
 use crate::phase::selecting::Selecting;
-use crate::phase::training::{Training, Verdict, repeat};
-use crate::state::{RunEnd, RunState, Totals};
+use crate::phase::training::Training;
+use crate::phase::{Closing, OpenRound, Phase, Verdict};
+use crate::state::{Assignment, RunEnd, RunState};
+
+pub use status::Status;
 
 /// One run. Decide with [`Coordinator::handle`], change with [`Coordinator::apply`].
 #[derive(Debug)]
@@ -23,43 +27,6 @@ pub struct Coordinator {
     layout: Arc<Layout>,
     state: RunState,
     phase: Phase,
-}
-
-/// Where a run stands, for people and metrics.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Status {
-    /// The run.
-    pub run: String,
-    /// `selecting`, `training` or `ended`.
-    pub phase: &'static str,
-    /// Rounds to commit.
-    pub rounds: u32,
-    /// The last round that was opened.
-    pub round: u32,
-    /// Version of the adapter.
-    pub version: u64,
-    /// Digest of the adapter.
-    pub adapter_digest: Digest,
-    /// Values of the adapter.
-    pub parameters: usize,
-    /// Clients connected, while selecting.
-    pub population: Option<usize>,
-    /// Clients that must be connected before a round opens, while selecting.
-    pub population_awaited: Option<u32>,
-    /// Clients chosen, while training.
-    pub cohort: Option<usize>,
-    /// Updates accepted, while training.
-    pub accepted: Option<usize>,
-    /// Seconds to the deadline, while training.
-    pub deadline_in_s: Option<f64>,
-    /// Rounds abandoned since the last commit.
-    pub abandoned_in_a_row: u32,
-    /// What people should hear of.
-    pub concerns: Vec<Concern>,
-    /// Counts over the whole run.
-    pub totals: Totals,
-    /// How the run ended.
-    pub end: Option<RunEnd>,
 }
 
 impl Coordinator {
@@ -98,19 +65,31 @@ impl Coordinator {
         &self.config
     }
 
-    /// Goes on at `now` after a restart: devices of an open round get the whole time again, and one
-    /// that `because` cannot go on is abandoned, by the records that this returns.
+    /// Goes on at `now` after a restart: whoever is at work gets the whole time again. A round that
+    /// `because` cannot go on is abandoned, by the records that this returns, and buffered work that
+    /// was given out is not awaited any more.
     #[must_use]
     pub fn resume(&mut self, now: Time, because: Option<&str>) -> Vec<Record> {
-        if let (Phase::Training(training), Some(reason)) = (&self.phase, because) {
-            return self.abandon(training, now, reason.to_owned());
+        let Some(reason) = because else {
+            match &mut self.phase {
+                Phase::Training(training) => {
+                    training.resume(now, self.config.timing.report_deadline);
+                }
+                Phase::Buffering(buffering) => buffering.resume(now),
+                Phase::Selecting(selecting) => {
+                    selecting.since = now;
+                    self.state.assignments.values_mut().for_each(|of| of.at = now);
+                }
+                Phase::Ended(_) => {}
+            }
+            return Vec::new();
+        };
+        self.state.assignments.clear();
+        if let Phase::Buffering(buffering) = &mut self.phase {
+            buffering.drop_everyone();
         }
-        match &mut self.phase {
-            Phase::Training(training) => training.resume(now, self.config.timing.report_deadline),
-            Phase::Selecting(selecting) => selecting.since = now,
-            Phase::Ended(_) => {}
-        }
-        Vec::new()
+        let round = self.phase.open_round();
+        round.map(|round| self.abandon(round, now, reason.to_owned())).unwrap_or_default()
     }
 
     /// What must outlive a restart.
@@ -138,6 +117,7 @@ impl Coordinator {
                 Phase::Training(training) if training.round == round => {
                     training.decline(client, reason)
                 }
+                Phase::Buffering(buffering) => buffering.decline(client, round, reason),
                 // A round that is over needs nothing more.
                 _ => answer(Ok(Reply::DeclineNoted)),
             },
@@ -151,9 +131,18 @@ impl Coordinator {
                 Step { records: vec![record], reply: Ok(self.come_back()) }
             }
             Phase::Training(training) if training.awaits(client) => {
-                answer(Ok(Reply::Train(Box::new(self.plan(training, client, now)))))
+                let (round, until) = (training.round, training.closes_at);
+                answer(Ok(Reply::Train(Box::new(self.plan(client, round, now.until(until))))))
             }
             Phase::Training(_) => answer(Ok(self.come_back())),
+            Phase::Buffering(buffering) => {
+                let (records, work) = buffering.check_in(now, client);
+                let deadline = self.config.timing.report_deadline;
+                let plan =
+                    |of: Assignment| self.plan(client, of.round, now.until(of.at.after(deadline)));
+                let reply = work.map(|of| Reply::Train(Box::new(plan(of))));
+                Step { records, reply: Ok(reply.unwrap_or_else(|| self.come_back())) }
+            }
             Phase::Ended(end) => answer(Ok(Reply::RunEnded(end.clone()))),
         }
     }
@@ -163,8 +152,9 @@ impl Coordinator {
         Reply::ComeBack { earliest: timing.retry_min, latest: timing.retry_max }
     }
 
-    fn plan(&self, training: &Training, client: &ClientId, now: Time) -> Plan {
-        let (config, round) = (&self.config, training.round);
+    /// A client's work on the current version.
+    fn plan(&self, client: &ClientId, round: Round, report_within: Duration) -> Plan {
+        let config = &self.config;
         Plan {
             run: config.run.clone(),
             round,
@@ -177,7 +167,7 @@ impl Coordinator {
             compression: config.compression,
             clip_norm: config.aggregation.clip_norm,
             seed: config.seed.derive(Purpose::ClientRound, round, Some(client)),
-            report_within: now.until(training.closes_at),
+            report_within,
         }
     }
 
@@ -191,15 +181,20 @@ impl Coordinator {
         if got != payload_digest {
             return answer(Err(Rejection::WrongDigest { want: payload_digest, got }));
         }
-        match &self.phase {
+        let (config, layout) = (&self.config, &self.layout);
+        let step = match &self.phase {
             Phase::Training(training) if training.round == round => {
-                training.report(&self.config, &self.layout, client, update, payload_digest)
+                Some(training.report(config, layout, client, update, payload_digest))
             }
-            phase => match self.state.receipts.get(&round).and_then(|of| of.get(client)) {
-                Some(receipt) => answer(repeat(receipt, payload_digest, round)),
-                None => answer(Err(unknown_round(phase, round))),
-            },
-        }
+            Phase::Buffering(buffering) => {
+                buffering.report(config, layout, client, update, payload_digest)
+            }
+            _ => None,
+        };
+        step.unwrap_or_else(|| match self.state.receipt(client, round) {
+            Some(receipt) => repeat(receipt, payload_digest, round),
+            None => answer(Err(unknown_round(&self.phase, round))),
+        })
     }
 
     /// Whether the work of `client` in `round` still counts: it is awaited, or it has its receipt, or
@@ -215,35 +210,38 @@ impl Coordinator {
         if run != self.config.run {
             return Err(Rejection::OtherRun(run));
         }
-        let counted = |receipt: &Receipt| {
-            repeat(receipt, payload_digest.unwrap_or(receipt.payload_digest), round)
-        };
-        match &self.phase {
+        let standing = match &self.phase {
             Phase::Training(training) if training.round == round => {
-                match training.standing(client)? {
-                    Some(receipt) => counted(receipt),
-                    None => Ok(Reply::Awaited(now.until(training.closes_at))),
-                }
+                Some(training.standing(client)?)
             }
-            phase => match self.state.receipts.get(&round).and_then(|of| of.get(client)) {
-                Some(receipt) => counted(receipt),
-                None => Err(unknown_round(phase, round)),
-            },
+            Phase::Buffering(buffering) => buffering.standing(&self.config, client, round)?,
+            _ => None,
+        };
+        let standing =
+            standing.or_else(|| self.state.receipt(client, round).map(Standing::Counted));
+        match standing {
+            Some(Standing::Awaited(until)) => Ok(Reply::Awaited(now.until(until))),
+            Some(Standing::Counted(receipt)) => {
+                let asked = payload_digest.unwrap_or(receipt.payload_digest);
+                repeat(receipt, asked, round).reply
+            }
+            None => Err(unknown_round(&self.phase, round)),
         }
     }
 
     /// When [`Coordinator::handle_timeout`] should be called next; [`Time`] zero for at once.
     #[must_use]
     pub fn poll_timeout(&self, now: Time) -> Option<Time> {
+        let at_once = self.phase.open_round().and_then(|round| round.verdict(&self.config, now));
+        if at_once.is_some() {
+            return Some(Time::default());
+        }
         match &self.phase {
-            Phase::Selecting(selecting) => {
-                let cohort = selecting.draw(&self.config, self.state.round.next(), now);
-                cohort.map(|_| Time::default())
+            Phase::Selecting(selecting) => self.opening(selecting, now).map(|_| Time::default()),
+            Phase::Training(training) => Some(training.closes_at),
+            Phase::Buffering(buffering) => {
+                buffering.next_deadline(self.config.timing.report_deadline)
             }
-            Phase::Training(training) => match training.verdict(&self.config, now) {
-                Some(_) => Some(Time::default()),
-                None => Some(training.closes_at),
-            },
             Phase::Ended(_) => None,
         }
     }
@@ -252,35 +250,50 @@ impl Coordinator {
     #[must_use]
     pub fn handle_timeout(&self, now: Time) -> Vec<Record> {
         match &self.phase {
-            Phase::Selecting(selecting) => {
-                let round = self.state.round.next();
-                let cohort = selecting.draw(&self.config, round, now);
-                cohort
-                    .map(|cohort| Record::RoundOpened { round, cohort, at: now })
-                    .into_iter()
-                    .collect()
+            Phase::Selecting(selecting) => self.opening(selecting, now).into_iter().collect(),
+            Phase::Training(training) => self.close(training, now),
+            Phase::Buffering(buffering) => {
+                let closed = self.close(buffering, now);
+                match closed.is_empty() {
+                    true => buffering.expired(now, self.config.timing.report_deadline),
+                    false => closed,
+                }
             }
-            Phase::Training(training) => match training.verdict(&self.config, now) {
-                Some(Verdict::Commit(reason)) => self.commit(training, now, reason),
-                Some(Verdict::Abandon(reason)) => self.abandon(training, now, reason),
-                None => Vec::new(),
-            },
             Phase::Ended(_) => Vec::new(),
         }
     }
 
-    fn commit(&self, training: &Training, now: Time, reason: String) -> Vec<Record> {
-        let delta = training.combined(&self.config);
+    /// The next round's opening, if it is time: a buffered one needs no clients to begin.
+    fn opening(&self, selecting: &Selecting, now: Time) -> Option<Record> {
+        let round = self.state.round.next();
+        let cohort = match self.config.mode {
+            Mode::Synchronous => selecting.draw(&self.config, round, now)?,
+            Mode::Buffered(_) => Vec::new(),
+        };
+        Some(Record::RoundOpened { round, cohort, at: now })
+    }
+
+    /// Closes a round if it is time.
+    fn close(&self, round: &dyn OpenRound, now: Time) -> Vec<Record> {
+        match round.verdict(&self.config, now) {
+            Some(Verdict::Commit(reason)) => self.commit(round, now, reason),
+            Some(Verdict::Abandon(reason)) => self.abandon(round, now, reason),
+            None => Vec::new(),
+        }
+    }
+
+    fn commit(&self, round: &dyn OpenRound, now: Time, reason: String) -> Vec<Record> {
+        let delta = round.combined(&self.config);
         let optimizer = self.config.aggregation.server_optimizer;
         let state = &self.state;
         let (values, momentum) = optimizer.step(state.adapter.values(), &state.momentum, &delta);
         let adapter = match Adapter::new(Arc::clone(&self.layout), values) {
             Ok(adapter) => adapter,
             // Clipped deltas and bounded settings keep this finite for any run of sane length.
-            Err(error) => return self.abandon(training, now, error.to_string()),
+            Err(error) => return self.abandon(round, now, error.to_string()),
         };
         let version = state.version.next();
-        let summary = self.summary(training, now, true, reason);
+        let summary = round.summary(self.closing(now, true, reason));
         let mut records = vec![Record::RoundCommitted { summary, adapter, momentum }];
         if version.0 >= u64::from(self.config.rounds) {
             records.push(Record::RunEnded(all_committed(&self.config, version)));
@@ -288,10 +301,10 @@ impl Coordinator {
         records
     }
 
-    fn abandon(&self, training: &Training, now: Time, reason: String) -> Vec<Record> {
+    fn abandon(&self, round: &dyn OpenRound, now: Time, reason: String) -> Vec<Record> {
         let in_a_row = self.state.abandoned_in_a_row + 1;
         let message = format!("{in_a_row} rounds in a row were abandoned, the last with {reason}");
-        let summary = self.summary(training, now, false, reason);
+        let summary = round.summary(self.closing(now, false, reason));
         let mut records = vec![Record::RoundAbandoned { summary }];
         if in_a_row >= self.config.max_abandoned {
             let version = self.state.version;
@@ -300,15 +313,9 @@ impl Coordinator {
         records
     }
 
-    fn summary(
-        &self,
-        training: &Training,
-        now: Time,
-        committed: bool,
-        reason: String,
-    ) -> RoundSummary {
-        let before = (self.state.version, self.state.adapter.digest());
-        training.summary(now, committed, reason, before)
+    fn closing(&self, at: Time, committed: bool, reason: String) -> Closing {
+        let (base_version, adapter_before) = (self.state.version, self.state.adapter.digest());
+        Closing { at, committed, reason, base_version, adapter_before }
     }
 
     /// Applies a record: the only place where state changes. Records that do not belong to the
@@ -321,27 +328,44 @@ impl Coordinator {
             (Record::RoundOpened { round, cohort, at }, Phase::Selecting(_))
                 if *round > self.state.round =>
             {
-                let open = Training::open(&self.config, &self.layout, *round, cohort, *at);
+                self.phase = self.open_round(*round, cohort, *at);
                 self.state.round = *round;
-                self.phase = Phase::Training(open);
+            }
+            (Record::Assigned { client, assignment }, Phase::Buffering(buffering)) => {
+                buffering.assign(client, *assignment);
+            }
+            (Record::DroppedOut { client }, Phase::Buffering(buffering)) => {
+                buffering.drop_out(client);
             }
             (Record::Accepted { client, receipt, update }, Phase::Training(training)) => {
                 training.accept(client, receipt.clone(), update);
             }
+            (Record::Accepted { client, receipt, update }, Phase::Buffering(buffering)) => {
+                buffering.accept(client, receipt.clone(), update);
+            }
             (Record::Refused { client, reason, .. }, Phase::Training(training)) => {
                 training.refuse(client, reason.clone());
+            }
+            (Record::Refused { client, reason, .. }, Phase::Buffering(buffering)) => {
+                buffering.refuse(client, reason.clone());
             }
             (Record::Declined { client, reason }, Phase::Training(training)) => {
                 training.declined(client, reason.clone());
             }
-            (Record::RoundCommitted { summary, adapter, momentum }, Phase::Training(_)) => {
+            (Record::Declined { client, reason }, Phase::Buffering(buffering)) => {
+                buffering.declined(client, reason.clone());
+            }
+            (
+                Record::RoundCommitted { summary, adapter, momentum },
+                Phase::Training(_) | Phase::Buffering(_),
+            ) => {
                 self.state.version = self.state.version.next();
                 self.state.adapter = adapter.clone();
                 self.state.momentum.clone_from(momentum);
                 self.state.abandoned_in_a_row = 0;
                 self.close_round(summary);
             }
-            (Record::RoundAbandoned { summary }, Phase::Training(_)) => {
+            (Record::RoundAbandoned { summary }, Phase::Training(_) | Phase::Buffering(_)) => {
                 self.state.abandoned_in_a_row += 1;
                 self.close_round(summary);
             }
@@ -353,84 +377,34 @@ impl Coordinator {
         }
     }
 
+    /// The phase that a round begins with. What a round without a cohort is follows from the record
+    /// alone: one that was opened under other settings is replayed all the same.
+    fn open_round(&self, round: Round, cohort: &[ClientId], at: Time) -> Phase {
+        let (config, layout, state) = (&self.config, &self.layout, &self.state);
+        if !cohort.is_empty() {
+            return Phase::Training(Training::open(config, layout, round, cohort, at));
+        }
+        let limits = config.mode.buffered().unwrap_or_default();
+        let (base, outstanding) = ((round, state.version), state.assignments.clone());
+        Phase::Buffering(Buffering::open(limits, layout, base, outstanding, at))
+    }
+
     fn close_round(&mut self, summary: &RoundSummary) {
-        let Phase::Training(training) = &self.phase else { return };
-        let others_first = summary.closed_at.after(self.config.timing.retry_max);
-        self.phase = Phase::Selecting(Selecting::after(
-            summary.closed_at,
-            training.gave_nothing(),
-            others_first,
-        ));
+        let next = Phase::Selecting(Selecting::default());
+        match std::mem::replace(&mut self.phase, next) {
+            Phase::Training(training) => {
+                let others_first = summary.closed_at.after(self.config.timing.retry_max);
+                let gave_nothing = training.gave_nothing();
+                let selecting = Selecting::after(summary.closed_at, gave_nothing, others_first);
+                self.phase = Phase::Selecting(selecting);
+            }
+            Phase::Buffering(buffering) => self.state.assignments = buffering.into_outstanding(),
+            Phase::Selecting(_) | Phase::Ended(_) => {}
+        }
         self.state.totals.add(summary);
         self.state.concerns.closed(summary);
-        let receipts = &mut self.state.receipts;
-        receipts.insert(summary.round, summary.accepted.iter().cloned().collect());
-        while receipts.len() > RunState::RECEIPT_ROUNDS {
-            receipts.pop_first();
-        }
+        self.state.keep_receipts(summary);
     }
-
-    fn concerns(&self, now: Time) -> Vec<Concern> {
-        let mut found = self.state.concerns.list();
-        if let Phase::Selecting(selecting) = &self.phase {
-            let waited = selecting.since.until(now);
-            let (here, awaited) =
-                (selecting.population(&self.config, now), self.config.cohort.awaited());
-            if waited > self.config.timing.report_deadline && here < awaited as usize {
-                let message = format!(
-                    "for {:.0} s not more than {here} of the {awaited} devices that a round awaits \
-                     are connected",
-                    waited.as_secs_f64()
-                );
-                found.push(Concern { kind: "devices-awaited", about: None, message });
-            }
-        }
-        found
-    }
-
-    /// Where the run stands at `now`.
-    #[must_use]
-    pub fn status(&self, now: Time) -> Status {
-        let (state, config) = (&self.state, &self.config);
-        let (selecting, training) = match &self.phase {
-            Phase::Selecting(selecting) => (Some(selecting), None),
-            Phase::Training(training) => (None, Some(training)),
-            Phase::Ended(_) => (None, None),
-        };
-        let mut totals = state.totals;
-        if let Some(training) = training {
-            let tally = training.tally();
-            totals.updates_accepted += tally.accepted as u64;
-            totals.updates_refused += tally.refused as u64;
-            totals.assignments_declined += tally.declined as u64;
-        }
-        Status {
-            run: config.run.to_string(),
-            phase: match &self.phase {
-                Phase::Selecting(_) => "selecting",
-                Phase::Training(_) => "training",
-                Phase::Ended(_) => "ended",
-            },
-            rounds: config.rounds,
-            round: state.round.0,
-            version: state.version.0,
-            adapter_digest: state.adapter.digest(),
-            parameters: self.layout.len(),
-            population: selecting.map(|selecting| selecting.population(config, now)),
-            population_awaited: selecting.map(|_| config.cohort.awaited()),
-            cohort: training.map(Training::selected),
-            accepted: training.map(|training| training.tally().accepted),
-            deadline_in_s: training.map(|training| now.until(training.closes_at).as_secs_f64()),
-            abandoned_in_a_row: state.abandoned_in_a_row,
-            concerns: self.concerns(now),
-            totals,
-            end: state.end.clone(),
-        }
-    }
-}
-
-fn answer(reply: Result<Reply, Rejection>) -> Step {
-    Step { records: Vec::new(), reply }
 }
 
 fn all_committed(config: &RunConfig, version: Version) -> RunEnd {
@@ -442,6 +416,7 @@ fn unknown_round(phase: &Phase, round: Round) -> Rejection {
     let hint = match phase {
         Phase::Selecting(_) => "no round is open; check in".to_owned(),
         Phase::Training(training) => format!("round {} is; check in", training.round),
+        Phase::Buffering(_) => "this client has no work of it; check in".to_owned(),
         Phase::Ended(_) => return Rejection::RunEnded,
     };
     Rejection::UnknownRound { round, hint }

@@ -14,8 +14,8 @@ use floret_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Aggregation, CohortConfig, RunConfig};
-use crate::message::RoundSummary;
+use crate::config::{Aggregation, CohortConfig, Mode, RunConfig};
+use crate::message::{Counted, RoundSummary};
 
 /// What `previous` says in the first entry.
 const NOTHING_BEFORE: Digest = Digest([0; 32]);
@@ -63,7 +63,10 @@ pub struct Settings {
     pub training: TrainingConfig,
     /// How devices encode their deltas.
     pub compression: Compression,
-    /// Whom a round chooses, and how many it needs.
+    /// When a round closes; left out when synchronous.
+    #[serde(default, skip_serializing_if = "Mode::is_synchronous")]
+    pub mode: Mode,
+    /// Whom a synchronous round chooses, and how many it needs.
     pub cohort: CohortConfig,
     /// How updates become the next adapter.
     pub aggregation: Aggregation,
@@ -81,6 +84,7 @@ impl Settings {
             lora: config.lora.clone(),
             training: config.training.clone(),
             compression: config.compression,
+            mode: config.mode,
             cohort: config.cohort,
             aggregation: config.aggregation,
         }
@@ -114,7 +118,7 @@ pub struct RoundEntry {
     pub weight: u64,
     /// When it opened, in milliseconds since 1970.
     pub opened_at: Time,
-    /// Clients chosen.
+    /// Clients chosen, or assigned, in it.
     pub selected: Vec<Pseudonym>,
     /// Updates that count.
     pub accepted: Vec<AcceptedEntry>,
@@ -131,6 +135,9 @@ pub struct RoundEntry {
 pub struct AcceptedEntry {
     /// Whose.
     pub client: Pseudonym,
+    /// The round in which its client was assigned, if that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assigned: Option<Round>,
     /// Digest of its payload.
     pub payload: Digest,
     /// Length of its payload, in bytes.
@@ -139,6 +146,9 @@ pub struct AcceptedEntry {
     pub examples: u32,
     /// The weight that it got.
     pub weight: u32,
+    /// Versions since the one that it started from.
+    #[serde(default)]
+    pub staleness: u64,
 }
 
 /// A client that gave nothing that counts.
@@ -233,12 +243,17 @@ impl Scribe {
             client: name(client),
             reason: reason.clone(),
         };
-        let accepted = summary.accepted.iter().map(|(client, receipt)| AcceptedEntry {
-            client: name(client),
-            payload: receipt.payload_digest,
-            bytes: receipt.payload_bytes,
-            examples: receipt.num_examples,
-            weight: receipt.weight,
+        let accepted = summary.accepted.iter().map(|Counted { client, receipt, staleness }| {
+            let elsewhere = receipt.round != summary.round;
+            AcceptedEntry {
+                client: name(client),
+                assigned: elsewhere.then_some(receipt.round),
+                payload: receipt.payload_digest,
+                bytes: receipt.payload_bytes,
+                examples: receipt.num_examples,
+                weight: receipt.weight,
+                staleness: *staleness,
+            }
         });
         Fact::Round(Box::new(RoundEntry {
             round: summary.round,

@@ -7,7 +7,7 @@
 //!
 //! # Layout
 //!
-//! - [`config`]: what a run is, and which settings are refused
+//! - [`config`], [`mode`]: what a run is, and which settings are refused
 //! - [`coordinator`]: the state machine; [`phase`] holds one file for each phase
 //! - [`message`]: what goes in and what comes out
 //! - [`clipped`]: the only form in which a delta is ever summed
@@ -22,6 +22,7 @@ pub mod config;
 pub mod coordinator;
 pub mod ledger;
 pub mod message;
+pub mod mode;
 pub mod phase;
 pub mod server_optimizer;
 pub mod state;
@@ -30,6 +31,6 @@ pub mod store;
 pub use clipped::{Admitted, ClippedDelta};
 pub use config::{InvalidRun, RunConfig};
 pub use coordinator::Coordinator;
-pub use message::{Input, Record, Rejection, Reply, RoundSummary, Step};
-pub use state::{RunEnd, RunState, Totals};
+pub use message::{Counted, Input, Record, Rejection, Reply, RoundSummary, Step};
+pub use state::{Assignment, Assignments, RunEnd, RunState, Totals};
 pub use store::{NoStore, Store};

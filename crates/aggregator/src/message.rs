@@ -9,7 +9,7 @@ use floret_core::{
 use serde::Serialize;
 
 use crate::clipped::{Admitted, InvalidUpdate};
-use crate::state::RunEnd;
+use crate::state::{Assignment, RunEnd};
 
 /// What a client says. Its identity comes from its certificate, beside it.
 #[derive(Debug)]
@@ -100,6 +100,16 @@ pub enum Rejection {
         /// What it was refused for, or why it declined.
         reason: String,
     },
+    /// An update from too old a version.
+    #[error(
+        "the update is {staleness} versions behind, and buffered.max_staleness is {limit}: check in"
+    )]
+    TooStale {
+        /// Versions since the one that it started from.
+        staleness: u64,
+        /// Most that are accepted.
+        limit: u32,
+    },
     /// Bytes that changed on the way.
     #[error("the payload has digest {got:?}, and the report says {want:?}: send it again")]
     WrongDigest {
@@ -129,6 +139,7 @@ impl Rejection {
             Self::NotInCohort(_) => "not-in-cohort",
             Self::DifferentReport(_) => "different-report",
             Self::OutOfRound { .. } => "out-of-round",
+            Self::TooStale { .. } => "too-stale",
             Self::WrongDigest { .. } => "wrong-digest",
             Self::ZeroExamples => "zero-examples",
             Self::Update(InvalidUpdate::Payload(InvalidPayload::Length { .. })) => "wrong-length",
@@ -150,14 +161,26 @@ pub enum Record {
         /// When.
         at: Time,
     },
-    /// A cohort was drawn.
+    /// A round opened.
     RoundOpened {
         /// The round.
         round: Round,
-        /// The clients chosen.
+        /// The clients chosen; none in a buffered round, which assigns them one by one.
         cohort: Vec<ClientId>,
         /// When it opened.
         at: Time,
+    },
+    /// A client got work in a buffered round.
+    Assigned {
+        /// The client.
+        client: ClientId,
+        /// Its work.
+        assignment: Assignment,
+    },
+    /// A buffered assignment came to nothing: its time is over, or its client asked for other work.
+    DroppedOut {
+        /// The client.
+        client: ClientId,
     },
     /// An update counts.
     Accepted {
@@ -217,10 +240,10 @@ pub struct RoundSummary {
     pub opened_at: Time,
     /// When it closed.
     pub closed_at: Time,
-    /// Clients chosen.
+    /// Clients chosen, or assigned, in it.
     pub selected: Vec<ClientId>,
     /// Updates that count.
-    pub accepted: Vec<(ClientId, Receipt)>,
+    pub accepted: Vec<Counted>,
     /// Sum of their weights.
     pub weight: u64,
     /// Clients refused, with the reason.
@@ -231,6 +254,17 @@ pub struct RoundSummary {
     pub dropped_out: Vec<ClientId>,
     /// Why it was committed or abandoned.
     pub reason: String,
+}
+
+/// An update that counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    /// Whose.
+    pub client: ClientId,
+    /// What the client was told; its round is the one that the client was assigned in.
+    pub receipt: Receipt,
+    /// Versions since the one that it started from; 0 in a synchronous round.
+    pub staleness: u64,
 }
 
 impl RoundSummary {

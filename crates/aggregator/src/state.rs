@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use floret_core::seed::Purpose;
-use floret_core::{Adapter, ClientId, Layout, Receipt, Round, Version};
+use floret_core::{Adapter, ClientId, Layout, Receipt, Round, Time, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::concerns::Concerns;
 use crate::config::RunConfig;
-use crate::message::RoundSummary;
+use crate::message::{Counted, RoundSummary};
 
 /// A run between two rounds.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,23 @@ pub struct RunState {
     pub concerns: Concerns,
     /// Receipts of the last rounds that closed: a client whose answer was lost asks again.
     pub receipts: BTreeMap<Round, BTreeMap<ClientId, Receipt>>,
+    /// Buffered work that was given out and is awaited.
+    pub assignments: Assignments,
+}
+
+/// Work that was given out in a buffered round: at most one piece for each client.
+pub type Assignments = BTreeMap<ClientId, Assignment>;
+
+/// Work that was given out in a buffered round, and outlives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assignment {
+    /// The round in which it was given out: its plan's, and its report's.
+    pub round: Round,
+    /// Version of the adapter that it starts from.
+    pub version: Version,
+    /// When it was given out.
+    pub at: Time,
 }
 
 /// Counts over the whole run.
@@ -79,13 +96,37 @@ impl RunState {
             end: None,
             concerns: Concerns::default(),
             receipts: BTreeMap::new(),
+            assignments: Assignments::new(),
         }
     }
 }
 
 impl RunState {
-    /// Rounds whose receipts are kept.
-    pub const RECEIPT_ROUNDS: usize = 8;
+    /// Rounds whose receipts are kept at least, and receipts that are kept at least.
+    const RECEIPT_ROUNDS: usize = 8;
+    const RECEIPTS: usize = 1024;
+
+    /// What `client` was told of its update of `round`, in whichever round that counted.
+    pub(crate) fn receipt(&self, client: &ClientId, round: Round) -> Option<&Receipt> {
+        let mut all = self.receipts.values().rev().filter_map(|of| of.get(client));
+        all.find(|receipt| receipt.round == round)
+    }
+
+    /// Keeps the receipts of a round that is over, and forgets the oldest.
+    pub(crate) fn keep_receipts(&mut self, summary: &RoundSummary) {
+        if summary.accepted.is_empty() {
+            return;
+        }
+        let told = |counted: &Counted| (counted.client.clone(), counted.receipt.clone());
+        self.receipts.insert(summary.round, summary.accepted.iter().map(told).collect());
+        let mut kept: usize = self.receipts.values().map(BTreeMap::len).sum();
+        while self.receipts.len() > Self::RECEIPT_ROUNDS
+            && let Some(oldest) = self.receipts.first_entry()
+            && kept - oldest.get().len() >= Self::RECEIPTS
+        {
+            kept -= oldest.remove().len();
+        }
+    }
 }
 
 impl Totals {

@@ -26,6 +26,13 @@ pub struct Behaviour {
     pub max_latency: Duration,
     /// Time that training takes, uniform up to this.
     pub max_training: Duration,
+    /// Probability that a training takes [`Behaviour::STRAGGLING`] times as long: the heavy tail.
+    pub straggler: f32,
+}
+
+impl Behaviour {
+    /// How many times as long a straggler trains.
+    pub const STRAGGLING: u32 = 20;
 }
 
 impl Default for Behaviour {
@@ -39,6 +46,7 @@ impl Default for Behaviour {
             max_skew: Duration::ZERO,
             max_latency: Duration::from_millis(100),
             max_training: Duration::from_secs(10),
+            straggler: 0.0,
         }
     }
 }
@@ -89,7 +97,9 @@ impl Draws {
     }
 
     pub(crate) fn training(&mut self) -> Duration {
-        self.share_of(self.behaviour.max_training)
+        let time = self.share_of(self.behaviour.max_training);
+        let straggles = self.happens(self.behaviour.straggler);
+        if straggles { time * Behaviour::STRAGGLING } else { time }
     }
 
     pub(crate) fn within(&mut self, earliest: Duration, latest: Duration) -> Duration {

@@ -159,9 +159,13 @@ impl<T: Trainer, S: Store> World<T, S> {
                 let reply = self.tell(index, &client, ServerInput::CheckIn);
                 return Ok(Some(self.checked_in(index, reply, latency)));
             }
-            Action::Fetch { .. } => {
-                let adapter = self.server.coordinator.state().adapter.clone();
-                self.bring_back(index, Input::Fetched(adapter));
+            Action::Fetch { version, .. } => {
+                let state = self.server.coordinator.state();
+                let input = match state.version == version {
+                    true => Input::Fetched(state.adapter.clone()),
+                    false => Input::FetchRefused("the round went on without it".to_owned()),
+                };
+                self.bring_back(index, input);
             }
             Action::AskStanding { run, round } => {
                 let question = ServerInput::Standing { run, round, payload_digest: None };
@@ -256,8 +260,7 @@ impl<T: Trainer, S: Store> World<T, S> {
         self.bring_back(index, input);
     }
 
-    /// Gives a device an input. One that does not fit (an adapter that the round has left behind)
-    /// changes nothing: the device tries again until its deadline.
+    /// Gives a device an input. One that does not fit changes nothing: the device tries again.
     fn bring_back(&mut self, index: usize, input: Input) {
         self.devices[index].bring_back(self.now, input);
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use floret_aggregator::config::{Aggregation, CohortConfig, Timing};
+use floret_aggregator::config::{Aggregation, CohortConfig, Mode, Timing};
 use floret_aggregator::{Coordinator, RunConfig, RunState};
 use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule;
@@ -40,6 +40,7 @@ fn config(cohort: CohortConfig) -> RunConfig {
         },
         training: TrainingConfig { sequence_length: 64, ..TrainingConfig::default() },
         compression: Compression::Int8,
+        mode: Mode::Synchronous,
         cohort,
         timing: Timing {
             report_deadline: Duration::from_secs(30),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use floret_server::{CommandError, SavedRun};
+use floret_server::{CommandError, Config, SavedRun};
 use serde_json::{Value, json};
 
 use super::{ConfigArg, say};
@@ -30,7 +30,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let page = match TcpStream::connect_timeout(&config.server.admin, TIMEOUT) {
         Ok(stream) => ask(stream, config.server.admin)?,
         Err(_) => match SavedRun::read(&home.state()).map_err(CommandError::from)? {
-            Some(saved) => from_disk(&saved, config.run.rounds),
+            Some(saved) => from_disk(&saved, &config),
             None => bail!("the server is not running, and has not run yet"),
         },
     };
@@ -59,11 +59,13 @@ fn ask(mut stream: TcpStream, address: SocketAddr) -> anyhow::Result<Value> {
 }
 
 /// The same page as far as the disk knows it.
-fn from_disk(saved: &SavedRun, rounds: u32) -> Value {
+fn from_disk(saved: &SavedRun, config: &Config) -> Value {
     json!({
         "run": saved.run,
         "phase": "not running",
-        "rounds": rounds,
+        "mode": config.run.mode,
+        "at_work": saved.assignments.len(),
+        "rounds": config.run.rounds,
         "round": saved.round,
         "version": saved.version,
         "adapter_digest": saved.adapters.get(&saved.version).map(|kept| kept.adapter),
@@ -90,9 +92,14 @@ fn show(page: &Value) -> anyhow::Result<()> {
             page["cohort"],
             page["deadline_in_s"].as_f64().unwrap_or_default()
         ),
+        "buffering" => format!(
+            "buffering: {} of {} updates, {} devices at work",
+            page["accepted"], page["buffer"], page["at_work"]
+        ),
         other => other.to_owned(),
     };
     say(format_args!("run       {}", text(&page["run"])))?;
+    say(format_args!("mode      {}", text(&page["mode"])))?;
     say(format_args!("phase     {phase}"))?;
     say(format_args!("version   {} of {}", page["version"], page["rounds"]))?;
     say(format_args!("round     {}", page["round"]))?;

@@ -3,13 +3,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use floret_aggregator::config::{Aggregation, CohortConfig};
+use floret_aggregator::config::{Aggregation, BufferedConfig, CohortConfig};
 use floret_core::LoraConfig;
 use floret_core::config_file::ConfigVersion;
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
 
-use super::{Config, Limits, ModelSection, RunSection, ServerSection, TimingSection};
+use super::{Config, Limits, ModeName, ModelSection, RunSection, ServerSection, TimingSection};
 
 impl Default for Config {
     fn default() -> Self {
@@ -20,6 +20,7 @@ impl Default for Config {
             lora: LoraConfig::default(),
             training: TrainingConfig::default(),
             cohort: CohortConfig::default(),
+            buffered: BufferedConfig::default(),
             timing: TimingSection::default(),
             aggregation: Aggregation::default(),
             server: ServerSection::default(),
@@ -35,6 +36,7 @@ impl Default for RunSection {
             name,
             rounds: 10,
             max_abandoned: 5,
+            mode: ModeName::default(),
             compression: Compression::Int8,
             retain_updates_rounds: 0,
             seed: None,

@@ -86,6 +86,10 @@ fn seeds_come_from_the_number_or_the_file_and_are_not_shown() {
         .unwrap();
     assert_eq!(config.run_config(&home, base).unwrap().seed, seed);
 
+    assert_eq!(config.run_config(&home, base).unwrap().mode, Mode::Synchronous);
+    config.run.mode = ModeName::Buffered;
+    assert_eq!(config.run_config(&home, base).unwrap().mode, Mode::Buffered(config.buffered));
+
     config.run.seed = Some(FixedSeed(123_456));
     assert_eq!(config.run_config(&home, base).unwrap().seed, Seed::from_number(123_456));
     assert!(!format!("{config:?}").contains("123456"));

@@ -89,10 +89,11 @@ impl Refusal {
 
 fn rejection_code(rejection: &Rejection) -> Code {
     match rejection {
-        Rejection::UnknownRound { .. } | Rejection::OutOfRound { .. } | Rejection::RunEnded => {
-            Code::FailedPrecondition
-        }
-        Rejection::OtherRun(_) => Code::FailedPrecondition,
+        Rejection::UnknownRound { .. }
+        | Rejection::OutOfRound { .. }
+        | Rejection::TooStale { .. }
+        | Rejection::OtherRun(_)
+        | Rejection::RunEnded => Code::FailedPrecondition,
         Rejection::NotInCohort(_) => Code::PermissionDenied,
         Rejection::DifferentReport(_) => Code::AlreadyExists,
         Rejection::WrongDigest { .. } => Code::DataLoss,

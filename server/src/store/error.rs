@@ -69,7 +69,7 @@ impl StoreError {
     }
 
     /// Gives a disk's error the name of what it was about. A file of the wrong length is damage.
-    pub(super) fn disk(action: &'static str, file: &str) -> impl Fn(io::Error) -> Self + use<> {
+    pub(crate) fn disk(action: &'static str, file: &str) -> impl Fn(io::Error) -> Self + use<> {
         let file = file.to_owned();
         move |source| match source.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {

@@ -1,6 +1,6 @@
 //! Records of the open round as rows of the database.
 
-use floret_aggregator::Record;
+use floret_aggregator::{Assignment, Record};
 use floret_core::{ClientId, Receipt, Round, Time};
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,13 @@ pub(super) enum Row {
         round: Round,
         cohort: Vec<ClientId>,
         at: Time,
+    },
+    Assigned {
+        client: ClientId,
+        assignment: Assignment,
+    },
+    DroppedOut {
+        client: ClientId,
     },
     /// `end` is where the payload ends in the round's file.
     Accepted {
@@ -35,6 +42,8 @@ impl Row {
     pub(super) fn plain(record: &Record) -> Option<Self> {
         match record.clone() {
             Record::RoundOpened { round, cohort, at } => Some(Self::Opened { round, cohort, at }),
+            Record::Assigned { client, assignment } => Some(Self::Assigned { client, assignment }),
+            Record::DroppedOut { client } => Some(Self::DroppedOut { client }),
             Record::Refused { client, code, reason } => {
                 Some(Self::Refused { client, code, reason })
             }

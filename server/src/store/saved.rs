@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use floret_aggregator::concerns::Concerns;
 use floret_aggregator::ledger::Head;
-use floret_aggregator::{RunEnd, Totals};
+use floret_aggregator::{Assignments, RunEnd, Totals};
 use floret_core::base::BaseDigests;
 use floret_core::{Adapter, Digest, Layout, LoraConfig, Round, RunId, Version};
 use floret_store::{Disk, blob};
@@ -47,6 +47,9 @@ pub struct SavedRun {
     pub totals: Totals,
     /// What the rounds so far give cause for.
     pub concerns: Concerns,
+    /// Buffered work that was given out before the round closed, and is awaited.
+    #[serde(default, skip_serializing_if = "Assignments::is_empty")]
+    pub assignments: Assignments,
     /// Set when the run is over.
     pub end: Option<RunEnd>,
     /// Digest of the settings that the ledger stated last.

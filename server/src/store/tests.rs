@@ -1,6 +1,6 @@
 use floret_aggregator::concerns::Concerns;
-use floret_aggregator::config::{Aggregation, CohortConfig};
-use floret_aggregator::{RunEnd, Store as _, Totals, ledger};
+use floret_aggregator::config::{Aggregation, CohortConfig, Mode};
+use floret_aggregator::{Assignment, Assignments, RunEnd, Store as _, Totals, ledger};
 use floret_core::base::BaseDigests;
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
@@ -25,6 +25,7 @@ fn options() -> StoreOptions {
         lora,
         training: TrainingConfig::default(),
         compression: Compression::None,
+        mode: Mode::Synchronous,
         cohort: CohortConfig::default(),
         aggregation: Aggregation::default(),
     };
@@ -43,6 +44,7 @@ fn state(version: u64) -> RunState {
         concerns: Concerns::default(),
         end: None,
         receipts: BTreeMap::new(),
+        assignments: Assignments::new(),
     }
 }
 
@@ -171,6 +173,27 @@ fn an_open_round_is_replayed_in_order_and_goes_on() {
     // Once the round is over, its updates are gone.
     store.commit(&[committed(1)], &state(1)).unwrap();
     assert!(ReadFolder::new(dir.path()).list(UPDATES).unwrap().is_empty());
+}
+
+#[test]
+fn buffered_work_outlives_its_round() {
+    let dir = saved(0);
+    let opened = |round| Record::RoundOpened { round, cohort: Vec::new(), at: Time(5) };
+    let work = |round| Assignment { round, version: Version(0), at: Time(6) };
+    let assigned = |name, round| Record::Assigned { client: client(name), assignment: work(round) };
+    let mut store = open(Folder::hold(dir.path()).unwrap());
+    let first = [opened(Round(1)), assigned("a", Round(1)), assigned("b", Round(1))];
+    store.commit(&first, &state(0)).unwrap();
+    // As one batch: what was given out up to the close is saved, and the rest stands in the rows.
+    let after = RunState { assignments: [(client("a"), work(Round(1)))].into(), ..state(1) };
+    let dropped = Record::DroppedOut { client: client("b") };
+    let rest = [opened(Round(2)), assigned("c", Round(2)), dropped.clone()];
+    let batch = [&[accepted("b", 1), committed(1)], &rest[..]].concat();
+    store.commit(&batch, &after).unwrap();
+    drop(store);
+    let mut store = open(Folder::hold(dir.path()).unwrap());
+    assert_eq!(store.load().unwrap().unwrap(), after);
+    assert_eq!(format!("{:?}", replayed(&mut store)), format!("{rest:?}"));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use floret_core::plan::TrainingConfig;
 use floret_core::{LoraConfig, ModelConfig, Payload, Receipt, Seed, Version};
 
 use super::*;
-use crate::config::{Aggregation, CohortConfig, Timing};
+use crate::config::{Aggregation, BufferedConfig, CohortConfig, Mode, Timing};
 use crate::server_optimizer::ServerOptimizer;
 
 pub(crate) fn layout() -> Arc<Layout> {
@@ -41,6 +41,7 @@ pub(crate) fn config() -> RunConfig {
         },
         training: TrainingConfig::default(),
         compression: Compression::None,
+        mode: Mode::Synchronous,
         cohort: CohortConfig { size: 3, quorum: 2, ..CohortConfig::default() },
         timing: Timing {
             report_deadline: Duration::from_secs(60),
@@ -478,9 +479,19 @@ fn forbidden_settings_are_named() {
             "momentum",
         ),
     ];
+    let buffered = |buffered| RunConfig { mode: Mode::Buffered(buffered), ..config() };
+    let good = BufferedConfig::default();
+    let cases = cases.into_iter().chain([
+        (buffered(BufferedConfig { buffer: 0, ..good }), "buffered.buffer"),
+        (buffered(BufferedConfig { concurrency: 0, ..good }), "buffered.concurrency"),
+        (buffered(BufferedConfig { max_staleness: u32::MAX, ..good }), "buffered.max_staleness"),
+        (buffered(BufferedConfig { buffer: 70_000, concurrency: 70_000, ..good }), "overflow"),
+    ]);
     for (config, word) in cases {
         let error = config.validate().unwrap_err().to_string();
         assert!(error.contains(word), "{word}: {error}");
     }
-    assert!(config().validate().is_ok());
+    assert!(config().validate().is_ok() && buffered(good).validate().is_ok());
 }
+
+mod buffered;

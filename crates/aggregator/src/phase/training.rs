@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time, Version};
+use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time};
 
+use super::admission::{Standing, answer, decide, repeat};
+use super::{Closing, OpenRound, Tally, Verdict};
 use crate::clipped::Admitted;
 use crate::combine::WeightedMean;
 use crate::config::RunConfig;
-use crate::message::{Record, Rejection, Reply, RoundSummary, Step};
+use crate::message::{Counted, Record, Rejection, Reply, RoundSummary, Step};
 
 #[derive(Debug)]
 pub(crate) struct Training {
@@ -18,15 +20,6 @@ pub(crate) struct Training {
     cohort: BTreeMap<ClientId, Member>,
     tally: Tally,
     mean: WeightedMean,
-}
-
-/// How many members are in which state.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Tally {
-    pub(crate) awaited: usize,
-    pub(crate) accepted: usize,
-    pub(crate) refused: usize,
-    pub(crate) declined: usize,
 }
 
 /// What is known of a cohort's member.
@@ -40,12 +33,6 @@ pub(crate) enum Member {
     Refused(String),
     /// It gives nothing.
     Declined(String),
-}
-
-/// Whether a round can close, and how.
-pub(crate) enum Verdict {
-    Commit(String),
-    Abandon(String),
 }
 
 impl Training {
@@ -76,12 +63,12 @@ impl Training {
         matches!(self.cohort.get(client), Some(Member::Assigned))
     }
 
-    /// The receipt of `client`, or none while its update is awaited.
-    pub(crate) fn standing(&self, client: &ClientId) -> Result<Option<&Receipt>, Rejection> {
+    /// Where the work of `client` stands, or why it does not count.
+    pub(crate) fn standing(&self, client: &ClientId) -> Result<Standing<'_>, Rejection> {
         match self.cohort.get(client) {
             None => Err(Rejection::NotInCohort(client.clone())),
-            Some(Member::Assigned) => Ok(None),
-            Some(Member::Reported(receipt)) => Ok(Some(receipt)),
+            Some(Member::Assigned) => Ok(Standing::Awaited(self.closes_at)),
+            Some(Member::Reported(receipt)) => Ok(Standing::Counted(receipt)),
             Some(Member::Refused(reason) | Member::Declined(reason)) => {
                 Err(Rejection::OutOfRound { round: self.round, reason: reason.clone() })
             }
@@ -98,33 +85,12 @@ impl Training {
         update: ClientUpdate,
         payload_digest: Digest,
     ) -> Step {
-        let answer = |reply| Step { records: Vec::new(), reply };
         match self.standing(client) {
-            Err(rejection) => return answer(Err(rejection)),
-            Ok(Some(receipt)) => return answer(repeat(receipt, payload_digest, self.round)),
-            Ok(None) => {}
-        }
-        let (payload_bytes, num_examples) =
-            (update.payload.bytes().len() as u64, update.num_examples);
-        match admit(config, layout, update) {
-            Ok(admitted) => {
-                let receipt = Receipt {
-                    round: self.round,
-                    payload_digest,
-                    payload_bytes,
-                    num_examples,
-                    weight: num_examples.min(config.aggregation.max_examples),
-                };
-                let client = client.clone();
-                let record =
-                    Record::Accepted { client, receipt: receipt.clone(), update: admitted };
-                Step { records: vec![record], reply: Ok(Reply::Accepted(receipt)) }
-            }
-            Err(rejection) => {
-                let client = client.clone();
-                let (code, reason) = (rejection.code().to_owned(), rejection.to_string());
-                let record = Record::Refused { client, code, reason };
-                Step { records: vec![record], reply: Err(rejection) }
+            Err(rejection) => answer(Err(rejection)),
+            Ok(Standing::Counted(receipt)) => repeat(receipt, payload_digest, self.round),
+            Ok(Standing::Awaited(_)) => {
+                let weight = update.num_examples.min(config.aggregation.max_examples);
+                decide(config, layout, client, update, payload_digest, weight)
             }
         }
     }
@@ -179,8 +145,16 @@ impl Training {
         self.cohort.len()
     }
 
-    /// Whether the round can close at `now`.
-    pub(crate) fn verdict(&self, config: &RunConfig, now: Time) -> Option<Verdict> {
+    /// Clients that declined or were refused so far.
+    pub(crate) fn gave_nothing(&self) -> BTreeSet<ClientId> {
+        let out = |member: &Member| matches!(member, Member::Refused(_) | Member::Declined(_));
+        let members = self.cohort.iter().filter(|(_, member)| out(member));
+        members.map(|(client, _)| client.clone()).collect()
+    }
+}
+
+impl OpenRound for Training {
+    fn verdict(&self, config: &RunConfig, now: Time) -> Option<Verdict> {
         let (size, quorum) = (config.cohort.size as usize, config.cohort.quorum as usize);
         let Tally { accepted, awaited, .. } = self.tally;
         let updates = format!("{accepted} of {} updates", self.cohort.len());
@@ -204,70 +178,38 @@ impl Training {
         }
     }
 
-    /// The combined delta.
-    pub(crate) fn combined(&self, config: &RunConfig) -> Vec<f32> {
+    fn combined(&self, config: &RunConfig) -> Vec<f32> {
         self.mean.mean(config.aggregation.clip_norm)
     }
 
-    /// What happened in it, given that it closes at `now` and began with this adapter.
-    pub(crate) fn summary(
-        &self,
-        now: Time,
-        committed: bool,
-        reason: String,
-        (base_version, adapter_before): (Version, Digest),
-    ) -> RoundSummary {
+    fn summary(&self, closing: Closing) -> RoundSummary {
         let mut summary = RoundSummary {
             round: self.round,
-            committed,
-            base_version,
-            adapter_before,
+            committed: closing.committed,
+            base_version: closing.base_version,
+            adapter_before: closing.adapter_before,
             opened_at: self.opened_at,
-            closed_at: now,
+            closed_at: closing.at,
             selected: self.cohort.keys().cloned().collect(),
             accepted: Vec::new(),
             weight: self.mean.weight(),
             refused: Vec::new(),
             declined: Vec::new(),
             dropped_out: Vec::new(),
-            reason,
+            reason: closing.reason,
         };
         for (client, member) in &self.cohort {
             let client = client.clone();
             match member {
                 Member::Assigned => summary.dropped_out.push(client),
-                Member::Reported(receipt) => summary.accepted.push((client, receipt.clone())),
+                Member::Reported(receipt) => {
+                    let receipt = receipt.clone();
+                    summary.accepted.push(Counted { client, receipt, staleness: 0 });
+                }
                 Member::Refused(reason) => summary.refused.push((client, reason.clone())),
                 Member::Declined(reason) => summary.declined.push((client, reason.clone())),
             }
         }
         summary
     }
-
-    /// Clients that declined or were refused so far.
-    pub(crate) fn gave_nothing(&self) -> BTreeSet<ClientId> {
-        let out = |member: &Member| matches!(member, Member::Refused(_) | Member::Declined(_));
-        let members = self.cohort.iter().filter(|(_, member)| out(member));
-        members.map(|(client, _)| client.clone()).collect()
-    }
-}
-
-/// The answer to a second report: the same receipt for the same payload, a refusal for another.
-pub(crate) fn repeat(
-    receipt: &Receipt,
-    payload_digest: Digest,
-    round: Round,
-) -> Result<Reply, Rejection> {
-    if receipt.payload_digest == payload_digest {
-        Ok(Reply::Accepted(receipt.clone()))
-    } else {
-        Err(Rejection::DifferentReport(round))
-    }
-}
-
-fn admit(config: &RunConfig, layout: &Layout, update: ClientUpdate) -> Result<Admitted, Rejection> {
-    if update.num_examples == 0 {
-        return Err(Rejection::ZeroExamples);
-    }
-    Ok(Admitted::new(update.payload, layout, config.aggregation.clip_norm)?)
 }

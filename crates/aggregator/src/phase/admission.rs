@@ -1,0 +1,67 @@
+//! How a report is decided on once it is known that it is awaited.
+
+use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time};
+
+use crate::clipped::Admitted;
+use crate::config::RunConfig;
+use crate::message::{Record, Rejection, Reply, Step};
+
+/// Where the work of a client stands.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Standing<'a> {
+    /// It is awaited until this time.
+    Awaited(Time),
+    /// It counts.
+    Counted(&'a Receipt),
+}
+
+/// An answer that changes nothing.
+pub(crate) fn answer(reply: Result<Reply, Rejection>) -> Step {
+    Step { records: Vec::new(), reply }
+}
+
+/// Decides on an awaited update, which counts with `weight` if it is sound. A refusal of what the
+/// update says is a fact of the round.
+pub(crate) fn decide(
+    config: &RunConfig,
+    layout: &Layout,
+    client: &ClientId,
+    update: ClientUpdate,
+    payload_digest: Digest,
+    weight: u32,
+) -> Step {
+    let (round, num_examples) = (update.round, update.num_examples);
+    let payload_bytes = update.payload.bytes().len() as u64;
+    match admit(config, layout, update) {
+        Ok(update) => {
+            let receipt = Receipt { round, payload_digest, payload_bytes, num_examples, weight };
+            let (client, told) = (client.clone(), receipt.clone());
+            let record = Record::Accepted { client, receipt, update };
+            Step { records: vec![record], reply: Ok(Reply::Accepted(told)) }
+        }
+        Err(rejection) => refuse(client, rejection),
+    }
+}
+
+/// A refusal that is a fact of the round: it takes the client out of it.
+pub(crate) fn refuse(client: &ClientId, rejection: Rejection) -> Step {
+    let (code, reason) = (rejection.code().to_owned(), rejection.to_string());
+    let record = Record::Refused { client: client.clone(), code, reason };
+    Step { records: vec![record], reply: Err(rejection) }
+}
+
+/// The answer to a second report: the same receipt for the same payload, a refusal for another.
+pub(crate) fn repeat(receipt: &Receipt, payload_digest: Digest, round: Round) -> Step {
+    answer(if receipt.payload_digest == payload_digest {
+        Ok(Reply::Accepted(receipt.clone()))
+    } else {
+        Err(Rejection::DifferentReport(round))
+    })
+}
+
+fn admit(config: &RunConfig, layout: &Layout, update: ClientUpdate) -> Result<Admitted, Rejection> {
+    if update.num_examples == 0 {
+        return Err(Rejection::ZeroExamples);
+    }
+    Ok(Admitted::new(update.payload, layout, config.aggregation.clip_norm)?)
+}
