@@ -143,13 +143,14 @@ impl RunStore {
         self.ledger.begin();
         let settings = self.options.settings.clone();
         self.state_fact(now, Fact::Settings(Box::new(settings)));
-        let mut adapters = self.saved.as_ref().map(|saved| saved.adapters.clone());
-        let adapters = adapters.get_or_insert_default();
-        if !adapters.contains_key(&state.version) {
-            let kept = self.write_adapter(state.version, &state.adapter, &state.momentum)?;
-            adapters.insert(state.version, kept);
-        }
-        let saved = self.saved_run(state, state.round, std::mem::take(adapters));
+        let adapters = match &self.saved {
+            Some(saved) => saved.adapters.clone(),
+            None => {
+                let kept = self.write_adapter(state.version, &state.adapter, &state.momentum)?;
+                BTreeMap::from([(state.version, kept)])
+            }
+        };
+        let saved = self.saved_run(state, state.round, adapters);
         self.write(Transaction { saved: Some(saved), ..Transaction::default() }, state)?;
         self.finish_ledger()
     }

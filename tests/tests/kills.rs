@@ -107,7 +107,8 @@ impl Site {
                 continue;
             }
             for device in devices {
-                let end = tokio::time::timeout(LONG, device).await.expect(&self.log());
+                let end = tokio::time::timeout(LONG, device).await;
+                let end = end.unwrap_or_else(|_| panic!("no end: {}", self.log()));
                 assert!(end.unwrap().unwrap().completed);
             }
             let digest = status(&self.home, "adapter_digest");
