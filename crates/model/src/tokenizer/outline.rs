@@ -17,8 +17,8 @@ struct Outline {
     #[serde(default)]
     post_processor: Value,
     /// Its JSON must be whole, or it panics.
-    #[serde(default, rename = "decoder")]
-    _decoder: Value,
+    #[serde(default)]
+    decoder: Value,
 }
 
 #[derive(Deserialize)]
@@ -97,6 +97,9 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     if any_object(&outline.post_processor, &is_broken_template) {
         return Err("its template is for two texts, or lacks a special token".to_owned());
     }
+    if any_object(&outline.decoder, &strips_ends) {
+        return Err("its decoder strips the ends of tokens, which Floret does not read".to_owned());
+    }
     Ok(())
 }
 
@@ -133,6 +136,11 @@ fn any_object(value: &Value, of: &dyn Fn(&Fields) -> bool) -> bool {
 fn is_compiled(fields: &Fields) -> bool {
     fields.get("type").is_some_and(|name| name == "Precompiled")
         || fields.contains_key("precompiled_charsmap")
+}
+
+/// A Strip decoder that cuts at the end: a token that is shorter than what it cuts breaks it.
+fn strips_ends(fields: &Fields) -> bool {
+    fields.get("stop").is_some_and(|stop| stop != &Value::from(0))
 }
 
 /// A template for one text that names the second, or a special token that is not defined.
@@ -194,6 +202,18 @@ mod tests {
             let text = format!(r#""normalizer": {normalizer}"#);
             assert!(error(&text).contains("Precompiled"), "{text}");
         }
+    }
+
+    #[test]
+    fn decoders_that_strip_ends_are_refused_and_those_that_strip_beginnings_are_not() {
+        let strip = |stop: u32| {
+            format!(r#"{{"type": "Strip", "content": " ", "start": 1, "stop": {stop}}}"#)
+        };
+        let decoders = |one: &str| {
+            format!(r#""decoder": {{"type": "Sequence", "decoders": [{{"type": "Fuse"}}, {one}]}}"#)
+        };
+        check(with_model(&decoders(&strip(0))).as_bytes()).unwrap();
+        assert!(error(&decoders(&strip(1))).contains("strips the ends"));
     }
 
     #[test]
