@@ -7,16 +7,13 @@
 use std::io;
 use std::path::Path;
 
+use floret_core::chain::{self, BrokenLine, Form, Head, Line};
 use floret_core::{ClientId, Digest, PublicKey, Receipt, Round, RunId, Signature, Time};
 use serde::{Deserialize, Serialize};
 
 /// Name of the file, within the device's state folder.
 pub const HISTORY: &str = "history.jsonl";
-/// What `previous` says in the first line.
-const NOTHING_BEFORE: Digest = Digest([0; 32]);
-const OPENING: &str = "{\"digest\":\"";
-const MIDDLE: &str = "\",\"sent\":";
-const CLOSING: &str = "}";
+const FORM: Form = Form { opening: "{\"digest\":\"", middle: "\",\"sent\":" };
 
 /// An update that left the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,22 +59,6 @@ pub enum Outcome {
     },
 }
 
-/// The end of a history: what the next line builds on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Head {
-    /// Lines so far.
-    pub entries: u64,
-    /// Digest of the last.
-    pub digest: Digest,
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Self { entries: 0, digest: NOTHING_BEFORE }
-    }
-}
-
 impl Sent {
     /// Its line, without a line break, and the new head.
     #[must_use]
@@ -85,7 +66,7 @@ impl Sent {
         let body = serde_json::to_string(self);
         let body = body.unwrap_or_else(|_| unreachable!("plain data becomes JSON"));
         let digest = Digest::of(body.as_bytes());
-        let line = format!("{OPENING}{digest}{MIDDLE}{body}{CLOSING}");
+        let line = FORM.line(&digest.to_string(), &body);
         (line, Head { entries: self.entry, digest })
     }
 
@@ -116,13 +97,8 @@ pub enum BrokenHistory {
         source: io::Error,
     },
     /// An entry that does not hold.
-    #[error("history entry {entry}: {problem}")]
-    Entry {
-        /// The entry, counted from 1.
-        entry: u64,
-        /// What is wrong.
-        problem: &'static str,
-    },
+    #[error("history {0}")]
+    Entry(#[from] BrokenLine),
 }
 
 /// Reads the history in a device's state folder and checks its chain; one that is not there is empty.
@@ -143,34 +119,19 @@ pub fn read(state: &Path) -> Result<Vec<Sent>, BrokenHistory> {
 /// # Errors
 /// The first entry that does not hold.
 pub fn parse(text: &[u8]) -> Result<Vec<Sent>, BrokenHistory> {
-    let (mut found, mut head) = (Vec::new(), Head::default());
-    let mut rest = text;
-    while !rest.is_empty() {
-        let entry = head.entries + 1;
-        let broken = |problem| BrokenHistory::Entry { entry, problem };
-        let end = rest.iter().position(|byte| *byte == b'\n');
-        let end = end.ok_or_else(|| broken("the line does not end"))?;
-        let sent = parse_line(&rest[..end]).map_err(broken)?;
-        if sent.entry != entry || sent.previous != head.digest {
-            return Err(broken("the entry before is not the one that it names"));
-        }
-        head = sent.line().1;
-        found.push(sent);
-        rest = &rest[end + 1..];
-    }
-    Ok(found)
+    Ok(chain::read(text, parse_line)?.0)
 }
 
-fn parse_line(line: &[u8]) -> Result<Sent, &'static str> {
+fn parse_line(line: &[u8]) -> Result<Line<Sent>, &'static str> {
     let form = "it is not a line of a history";
-    let line = str::from_utf8(line).map_err(|_| form)?;
-    let rest =
-        line.strip_prefix(OPENING).and_then(|rest| rest.strip_suffix(CLOSING)).ok_or(form)?;
-    let (digest, body) = rest.split_once(MIDDLE).ok_or(form)?;
-    if digest != Digest::of(body.as_bytes()).to_string() {
+    let (told, body) = FORM.split(line).ok_or(form)?;
+    let digest = Digest::of(body.as_bytes());
+    if told != digest.to_string() {
         return Err("its digest is not that of its bytes");
     }
-    serde_json::from_str(body).map_err(|_| form)
+    let content: Sent = serde_json::from_str(body).map_err(|_| form)?;
+    let (entry, previous) = (content.entry, content.previous);
+    Ok(Line { content, entry, previous, digest })
 }
 
 /// Checks the signature of every receipt.
@@ -183,7 +144,7 @@ pub fn verify(history: &[Sent], key: &PublicKey) -> Result<(), BrokenHistory> {
             && !receipt.verify(&sent.run, &sent.client, key, &signature)
         {
             let problem = "its receipt is not signed by the server with this key";
-            return Err(BrokenHistory::Entry { entry: sent.entry, problem });
+            return Err(BrokenLine { entry: sent.entry, problem }.into());
         }
     }
     Ok(())
@@ -236,7 +197,7 @@ mod tests {
     #[test]
     fn any_changed_byte_names_its_entry() {
         let text = history();
-        let starts: Vec<usize> = text.match_indices(OPENING).map(|(at, _)| at).collect();
+        let starts: Vec<usize> = text.match_indices(FORM.opening).map(|(at, _)| at).collect();
         for at in 0..text.len() {
             let mut bytes = text.clone().into_bytes();
             bytes[at] ^= 1;

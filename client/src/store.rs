@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use floret_core::chain::Head;
 use floret_core::{ClientId, ClientUpdate, Digest, Payload, Round, RunId, Time};
 use floret_device::session::{Outcome as Settled, Record};
 use floret_store::lines::{Lines, Tail};
@@ -17,7 +18,7 @@ use floret_store::{Disk, open_database};
 use redb::{Database, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use crate::history::{HISTORY, Head, Outcome, Sent};
+use crate::history::{HISTORY, Outcome, Sent};
 
 const DATABASE: &str = "device.redb";
 /// `pending` (a [`Pending`]), `payload` (its bytes) and `history` (an [`End`]).

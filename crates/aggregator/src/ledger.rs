@@ -6,6 +6,7 @@
 //! against the version and the count that the store knows.
 
 use floret_core::base::BaseDigests;
+use floret_core::chain::{self, Form, Line};
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
 use floret_core::signature::{Signature, Statement};
@@ -14,14 +15,12 @@ use floret_core::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use floret_core::chain::Head;
+
 use crate::config::{Aggregation, CohortConfig, Mode, RunConfig};
 use crate::message::{Counted, RoundSummary};
 
-/// What `previous` says in the first entry.
-const NOTHING_BEFORE: Digest = Digest([0; 32]);
-const OPENING: &str = "{\"signature\":\"";
-const MIDDLE: &str = "\",\"entry\":";
-const CLOSING: &str = "}";
+const FORM: Form = Form { opening: "{\"signature\":\"", middle: "\",\"entry\":" };
 
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -180,22 +179,6 @@ impl std::fmt::Debug for PseudonymKey {
     }
 }
 
-/// The end of a ledger: what the next entry builds on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Head {
-    /// Entries so far.
-    pub entries: u64,
-    /// Digest of the last line.
-    pub digest: Digest,
-}
-
-impl Default for Head {
-    fn default() -> Self {
-        Self { entries: 0, digest: NOTHING_BEFORE }
-    }
-}
-
 impl Scribe {
     /// A scribe that signs with `key`.
     #[must_use]
@@ -230,7 +213,7 @@ impl Scribe {
         let body = json(&entry);
         let signature = self.key.sign(Statement::LedgerEntry, &body);
         let body = String::from_utf8_lossy(&body);
-        let line = format!("{OPENING}{signature}{MIDDLE}{body}{CLOSING}");
+        let line = FORM.line(&signature.to_string(), &body);
         let head = Head { entries: entry.entry, digest: Digest::of(line.as_bytes()) };
         (line, head)
     }
@@ -293,27 +276,13 @@ pub struct BrokenLedger {
 /// # Errors
 /// The first entry that does not hold.
 pub fn verify(text: &[u8], key: &PublicKey) -> Result<(Vec<Entry>, Head), BrokenLedger> {
-    let mut head = Head::default();
-    let mut entries = Vec::new();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let number = head.entries + 1;
-        let broken = |problem: &str| BrokenLedger { entry: number, problem: problem.to_owned() };
-        let end = rest.iter().position(|byte| *byte == b'\n');
-        let end = end.ok_or_else(|| broken("the line does not end"))?;
-        let (line, after) = (&rest[..end], &rest[end + 1..]);
-        let entry = read_line(line, key).map_err(broken)?;
-        if entry.entry != number {
-            return Err(broken("it has another number"));
-        }
-        if entry.previous != head.digest {
-            return Err(broken("the line before is not the one that it names"));
-        }
-        head = Head { entries: number, digest: Digest::of(line) };
-        entries.push(entry);
-        rest = after;
-    }
-    Ok((entries, head))
+    let read = |line: &[u8]| {
+        let content = read_line(line, key)?;
+        let (entry, previous) = (content.entry, content.previous);
+        Ok(Line { content, entry, previous, digest: Digest::of(line) })
+    };
+    chain::read(text, read)
+        .map_err(|broken| BrokenLedger { entry: broken.entry, problem: broken.problem.to_owned() })
 }
 
 /// Reads one line, without its line break, and checks its signature.
@@ -322,10 +291,7 @@ pub fn verify(text: &[u8], key: &PublicKey) -> Result<(Vec<Entry>, Head), Broken
 /// What is wrong with it.
 pub fn read_line(line: &[u8], key: &PublicKey) -> Result<Entry, &'static str> {
     let form = "it is not a line of a ledger";
-    let line = str::from_utf8(line).map_err(|_| form)?;
-    let rest =
-        line.strip_prefix(OPENING).and_then(|rest| rest.strip_suffix(CLOSING)).ok_or(form)?;
-    let (signature, body) = rest.split_once(MIDDLE).ok_or(form)?;
+    let (signature, body) = FORM.split(line).ok_or(form)?;
     let signature: Signature = signature.parse().map_err(|_| form)?;
     if !key.verifies(Statement::LedgerEntry, body.as_bytes(), &signature) {
         return Err("its signature is not that of this key over these bytes");

@@ -11,11 +11,12 @@
 //! - [`base`]: digests of a base model's files
 //! - [`plan`]: what a device is asked to do
 //! - [`payload`], [`update`]: what a device sends back
-//! - [`signature`], [`hex`]: what a server states, and bytes as text
+//! - [`signature`], [`chain`], [`hex`]: what a server states, lines that hold together, bytes as text
 //! - [`config_file`]: TOML files whose unknown keys are refused
 
 pub mod adapter;
 pub mod base;
+pub mod chain;
 pub mod config_file;
 pub mod hex;
 pub mod id;

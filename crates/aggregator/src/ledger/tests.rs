@@ -33,7 +33,7 @@ fn a_ledger_holds_and_is_json_line_by_line() {
 #[test]
 fn any_changed_byte_names_its_entry() {
     let (text, _) = ledger(3);
-    let starts: Vec<usize> = text.match_indices(OPENING).map(|(at, _)| at).collect();
+    let starts: Vec<usize> = text.match_indices(FORM.opening).map(|(at, _)| at).collect();
     for at in 0..text.len() {
         for flip in [1u8, 0x80] {
             let mut bytes = text.clone().into_bytes();
