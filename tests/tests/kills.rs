@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 const DEVICES: usize = 8;
 const ROUNDS: u64 = 20;
 const KILLS: usize = 50;
-/// A kill comes after this long at most, counted from when devices are served.
+/// A kill comes after this long at most, counted from when devices are served; at once while the run
+/// is ahead of its kills, which it must outlive.
 const LONGEST_LIFE: Duration = Duration::from_millis(250);
 const LONG: Duration = Duration::from_secs(300);
 
@@ -68,8 +69,8 @@ impl Site {
         Process::start(&mut command, &self.folder.path().join("server.log"))
     }
 
-    /// Whether the server that runs has answered a check-in.
-    fn has_served(&self) -> bool {
+    /// The metrics of the server that runs; nothing while none does.
+    fn metrics(&self) -> String {
         let page = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect(&self.admin)?;
             stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
@@ -77,7 +78,19 @@ impl Site {
             stream.read_to_string(&mut text)?;
             Ok(text)
         };
-        page().is_ok_and(|text| text.contains("floret_calls_total{call=\"check-in\"}"))
+        page().unwrap_or_default()
+    }
+
+    /// Whether the server that runs has answered a check-in.
+    fn has_served(&self) -> bool {
+        self.metrics().contains("floret_calls_total{call=\"check-in\"}")
+    }
+
+    /// The version that the run has come to.
+    fn version(&self) -> u64 {
+        let metrics = self.metrics();
+        let line = metrics.lines().find_map(|line| line.strip_prefix("floret_version "));
+        line.and_then(|version| version.parse().ok()).unwrap_or(0)
     }
 
     /// Runs to the end, killing the server `kills` times; gives the adapter's digest, and how long
@@ -102,7 +115,10 @@ impl Site {
             }
             recoveries.push(begun.elapsed());
             if kill < kills {
-                tokio::time::sleep(LONGEST_LIFE.mul_f32(uniform_f32(times.next_u32()))).await;
+                let life = LONGEST_LIFE.mul_f32(uniform_f32(times.next_u32()));
+                if self.version() * KILLS as u64 <= ROUNDS * kill as u64 {
+                    tokio::time::sleep(life).await;
+                }
                 server.kill();
                 continue;
             }
@@ -146,9 +162,8 @@ fn settle(config: &Path) {
     set("cohort", "size", (DEVICES as i64).into());
     set("cohort", "quorum", (DEVICES as i64).into());
     set("training", "sequence_length", 32.into());
-    // A round takes half a second, so that the run outlives its kills.
-    set("timing", "retry_min_s", 0.3.into());
-    set("timing", "retry_max_s", 0.5.into());
+    set("timing", "retry_min_s", 0.05.into());
+    set("timing", "retry_max_s", 0.2.into());
     std::fs::write(config, table.to_string()).unwrap();
 }
 
