@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use floret_core::chain::{self, BrokenLine, Form, Head, Line};
-use floret_core::{ClientId, Digest, PublicKey, Receipt, Round, RunId, Signature, Time};
+use floret_core::{ClientId, Digest, PublicKey, Receipt, Round, RunId, Signature, Time, json};
 use serde::{Deserialize, Serialize};
 
 /// Name of the file, within the device's state folder.
@@ -63,10 +63,9 @@ impl Sent {
     /// Its line, without a line break, and the new head.
     #[must_use]
     pub fn line(&self) -> (String, Head) {
-        let body = serde_json::to_string(self);
-        let body = body.unwrap_or_else(|_| unreachable!("plain data becomes JSON"));
-        let digest = Digest::of(body.as_bytes());
-        let line = FORM.line(&digest.to_string(), &body);
+        let body = json::encode(self);
+        let digest = Digest::of(&body);
+        let line = FORM.line(&digest.to_string(), &String::from_utf8_lossy(&body));
         (line, Head { entries: self.entry, digest })
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use floret_core::chain::Head;
-use floret_core::{ClientId, ClientUpdate, Digest, Payload, Round, RunId, Time};
+use floret_core::{ClientId, ClientUpdate, Digest, Payload, Round, RunId, Time, json};
 use floret_device::session::{Outcome as Settled, Record};
 use floret_store::lines::{Lines, Tail};
 use floret_store::{Disk, open_database};
@@ -41,17 +41,7 @@ pub enum StoreError {
     Damaged(&'static str),
 }
 
-macro_rules! from_redb {
-    ($($error:ident),*) => {
-        $(impl From<redb::$error> for StoreError {
-            fn from(error: redb::$error) -> Self {
-                Self::Database(error.into())
-            }
-        })*
-    };
-}
-
-from_redb!(DatabaseError, TransactionError, TableError, StorageError, CommitError);
+floret_store::from_redb!(StoreError);
 
 /// The update that is not answered yet; its payload stands beside.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -118,7 +108,7 @@ impl DeviceStore {
         let transaction = self.database.begin_write()?;
         {
             let mut table = transaction.open_table(DEVICE)?;
-            table.insert("pending", json(&pending).as_slice())?;
+            table.insert("pending", json::encode(&pending).as_slice())?;
             table.insert("payload", update.payload.bytes())?;
         }
         transaction.commit()?;
@@ -150,7 +140,7 @@ impl DeviceStore {
             let mut table = transaction.open_table(DEVICE)?;
             table.remove("pending")?;
             table.remove("payload")?;
-            table.insert("history", json(&end).as_slice())?;
+            table.insert("history", json::encode(&end).as_slice())?;
         }
         transaction.commit()?;
         self.pending = None;
@@ -202,10 +192,6 @@ fn restore(pending: Pending, bytes: Vec<u8>) -> Result<ClientUpdate, StoreError>
 fn now() -> Time {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Time::default().after(since)
-}
-
-fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).unwrap_or_else(|_| unreachable!("plain data becomes JSON"))
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(

@@ -22,11 +22,10 @@ use std::sync::Arc;
 
 use floret_aggregator::ledger::{Fact, Head, Scribe, Settings};
 use floret_aggregator::{Admitted, Record, RoundSummary, RunState};
-use floret_core::{Adapter, ClientId, Layout, Receipt, Round, Time, Version};
+use floret_core::{Adapter, ClientId, Digest, Layout, Receipt, Round, Time, Version, json};
 use floret_store::lines::{Lines, Tail};
 use floret_store::{Disk, open_database};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use error::StoreError;
@@ -150,7 +149,8 @@ impl RunStore {
                 BTreeMap::from([(state.version, kept)])
             }
         };
-        let saved = self.saved_run(state, state.round, adapters);
+        let plan = self.options.settings.digest();
+        let saved = SavedRun { plan, ..self.saved_run(state, state.round, adapters) };
         self.write(Transaction { saved: Some(saved), ..Transaction::default() }, state)?;
         self.finish_ledger()
     }
@@ -164,6 +164,11 @@ impl RunStore {
 
     fn finish_ledger(&mut self) -> Result<(), StoreError> {
         self.ledger.finish().map_err(StoreError::disk("write", LEDGER))
+    }
+
+    /// Digest of the settings that the ledger stated last.
+    fn plan(&self) -> Digest {
+        self.saved.as_ref().map_or_else(|| self.options.settings.digest(), |saved| saved.plan)
     }
 
     fn saved_run(
@@ -187,7 +192,7 @@ impl RunStore {
             concerns: state.concerns.clone(),
             assignments: state.assignments.clone(),
             end: state.end.clone(),
-            plan: settings.digest(),
+            plan: self.plan(),
             ledger: self.head,
         }
     }
@@ -231,12 +236,9 @@ impl RunStore {
                 self.close(summary, Some(kept), state, transaction)?;
             }
             Record::RoundAbandoned { summary } => self.close(summary, None, state, transaction)?,
-            Record::RunEnded(_) => {
-                let saved = transaction.saved.as_ref().or(self.saved.as_ref());
-                let (round, adapters) = saved.map_or((state.round, BTreeMap::new()), |saved| {
-                    (saved.round, saved.adapters.clone())
-                });
-                transaction.saved = Some(self.saved_run(state, round, adapters));
+            Record::RunEnded(end) => {
+                let saved = transaction.saved.take().or_else(|| self.saved.clone());
+                transaction.saved = saved.map(|saved| SavedRun { end: Some(end.clone()), ..saved });
             }
             Record::CheckedIn { .. }
             | Record::Assigned { .. }
@@ -261,8 +263,7 @@ impl RunStore {
             updates.sync()?;
         }
         let after = new.map_or(summary.adapter_before, |kept| kept.adapter);
-        let plan = self.saved.as_ref().map_or_else(|| self.options.settings.digest(), |s| s.plan);
-        let fact = self.scribe.round(summary, plan, after);
+        let fact = self.scribe.round(summary, self.plan(), after);
         self.state_fact(summary.closed_at, fact);
         let before = transaction.saved.as_ref().or(self.saved.as_ref());
         let mut adapters = before.map(|saved| saved.adapters.clone()).unwrap_or_default();
@@ -272,8 +273,7 @@ impl RunStore {
         while adapters.len() > self.options.keep_versions {
             adapters.pop_first();
         }
-        let saved = self.saved_run(state, summary.round, adapters);
-        transaction.saved = Some(SavedRun { plan, ..saved });
+        transaction.saved = Some(self.saved_run(state, summary.round, adapters));
         transaction.rows.clear();
         transaction.clear = true;
         Ok(())
@@ -289,18 +289,18 @@ impl RunStore {
                 open.retain(|_, _| false)?;
             }
             for row in &changes.rows {
-                open.insert(rows, json(row).as_slice())?;
+                open.insert(rows, json::encode(row).as_slice())?;
                 rows += 1;
             }
             if let Some(saved) = &changes.saved {
                 let mut run = transaction.open_table(RUN)?;
-                run.insert("run", json(saved).as_slice())?;
-                run.insert("ledger_tail", json(self.ledger.tail()).as_slice())?;
+                run.insert("run", json::encode(saved).as_slice())?;
+                run.insert("ledger_tail", json::encode(self.ledger.tail()).as_slice())?;
                 let mut receipts = transaction.open_table(RECEIPTS)?;
                 receipts.retain(|round, _| state.receipts.contains_key(&Round(round)))?;
                 for (round, of) in &state.receipts {
                     if receipts.get(round.0)?.is_none() {
-                        receipts.insert(round.0, json(of).as_slice())?;
+                        receipts.insert(round.0, json::encode(of).as_slice())?;
                     }
                 }
             }
@@ -452,10 +452,6 @@ fn expect_same_run(saved: &SavedRun, settings: &Settings) -> Result<(), StoreErr
         }
     }
     Ok(())
-}
-
-fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).unwrap_or_else(|_| unreachable!("plain data becomes JSON"))
 }
 
 fn read_row<T: DeserializeOwned>(row: Option<Vec<u8>>) -> Result<Option<T>, StoreError> {

@@ -1,7 +1,6 @@
 //! `verify`: whether the ledger holds, and says what the state holds.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 
 use floret_aggregator::Admitted;
@@ -9,7 +8,7 @@ use floret_aggregator::combine::WeightedMean;
 use floret_aggregator::ledger::{self, BrokenLedger, Entry, Fact, RoundEntry, Settings};
 use floret_core::Layout;
 use floret_core::{Adapter, Digest, PublicKey, Version};
-use floret_store::{Disk, ReadFolder};
+use floret_store::{Disk, ReadFolder, blob};
 
 use crate::config::Config;
 use crate::error::CommandError;
@@ -80,7 +79,7 @@ pub fn verify_run(
     layout: &Arc<Layout>,
     key: &PublicKey,
 ) -> Result<Verified, VerifyError> {
-    let text = read_ledger(disk).map_err(StoreError::disk("read", LEDGER))?;
+    let text = blob::read_all(disk, LEDGER).map_err(StoreError::disk("read", LEDGER))?;
     let (entries, _) = ledger::verify(&text, key)?;
     follows(&entries)?;
     ends_where_the_state_does(&entries, &text, saved)?;
@@ -107,14 +106,6 @@ pub fn verify_run(
         }
     }
     Ok(verified)
-}
-
-fn read_ledger(disk: &dyn Disk) -> io::Result<Vec<u8>> {
-    let file = disk.open(LEDGER)?;
-    let len = usize::try_from(file.len()?).map_err(io::Error::other)?;
-    let mut text = vec![0; len];
-    file.read(0, &mut text)?;
-    Ok(text)
 }
 
 /// Rounds with the number of their entry and the settings that they followed.

@@ -11,7 +11,7 @@ use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
 use floret_core::signature::{Signature, Statement};
 use floret_core::{
-    ClientId, Digest, LoraConfig, PublicKey, Round, RunId, SigningKey, Time, Version, hex,
+    ClientId, Digest, LoraConfig, PublicKey, Round, RunId, SigningKey, Time, Version, hex, json,
 };
 use serde::{Deserialize, Serialize};
 
@@ -92,7 +92,7 @@ impl Settings {
     /// Digest of their JSON form: what round entries name as their plan.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        Digest::of(&json(self))
+        Digest::of(&json::encode(self))
     }
 }
 
@@ -210,7 +210,7 @@ impl Scribe {
     #[must_use]
     pub fn line(&self, head: Head, at: Time, fact: Fact) -> (String, Head) {
         let entry = Entry { entry: head.entries + 1, previous: head.digest, at, fact };
-        let body = json(&entry);
+        let body = json::encode(&entry);
         let signature = self.key.sign(Statement::LedgerEntry, &body);
         let body = String::from_utf8_lossy(&body);
         let line = FORM.line(&signature.to_string(), &body);
@@ -255,10 +255,6 @@ impl Scribe {
             dropped_out: summary.dropped_out.iter().map(name).collect(),
         }))
     }
-}
-
-fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).unwrap_or_else(|_| unreachable!("plain data becomes JSON"))
 }
 
 /// A ledger that does not hold together, and where.

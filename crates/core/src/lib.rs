@@ -12,7 +12,7 @@
 //! - [`plan`]: what a device is asked to do
 //! - [`payload`], [`update`]: what a device sends back
 //! - [`signature`], [`chain`], [`hex`]: what a server states, lines that hold together, bytes as text
-//! - [`config_file`]: TOML files whose unknown keys are refused
+//! - [`config_file`], [`json`]: TOML files whose unknown keys are refused, plain data as JSON
 
 pub mod adapter;
 pub mod base;
@@ -20,6 +20,7 @@ pub mod chain;
 pub mod config_file;
 pub mod hex;
 pub mod id;
+pub mod json;
 pub mod layout;
 pub mod lora;
 pub mod model_config;

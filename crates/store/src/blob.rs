@@ -1,4 +1,4 @@
-//! Whole files, written once under a name that nothing refers to yet.
+//! Whole files: written once under a name that nothing refers to yet, and read.
 
 use std::io;
 
@@ -28,6 +28,17 @@ pub fn read(disk: &dyn Disk, folder: &str, name: &str, len: usize) -> io::Result
         return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
     }
     let mut bytes = vec![0; len];
+    file.read(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads a file as long as it is. `name` includes its folder.
+///
+/// # Errors
+/// Whatever the disk says.
+pub fn read_all(disk: &dyn Disk, name: &str) -> io::Result<Vec<u8>> {
+    let file = disk.open(name)?;
+    let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
     file.read(0, &mut bytes)?;
     Ok(bytes)
 }

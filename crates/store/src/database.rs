@@ -37,6 +37,21 @@ fn make_empty(disk: &dyn Disk, name: &str) -> Result<(), DatabaseError> {
     Ok(disk.sync_folder("")?)
 }
 
+/// Lets `?` make of each of redb's errors one of a type that is `From<redb::Error>`.
+#[macro_export]
+macro_rules! from_redb {
+    ($into:ty) => {
+        $crate::from_redb!($into: DatabaseError TransactionError TableError StorageError CommitError);
+    };
+    ($into:ty: $($error:ident)*) => {
+        $(impl From<redb::$error> for $into {
+            fn from(error: redb::$error) -> Self {
+                redb::Error::from(error).into()
+            }
+        })*
+    };
+}
+
 #[derive(Debug)]
 struct Backend(Box<dyn DiskFile>);
 

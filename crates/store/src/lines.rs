@@ -70,13 +70,11 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blob;
     use crate::simulated::{Fault, SimulatedDisk};
 
     fn text(disk: &SimulatedDisk) -> String {
-        let file = disk.open("x").unwrap();
-        let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
-        file.read(0, &mut bytes).unwrap();
-        String::from_utf8(bytes).unwrap()
+        String::from_utf8(blob::read_all(disk, "x").unwrap()).unwrap()
     }
 
     #[test]

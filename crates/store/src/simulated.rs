@@ -330,10 +330,7 @@ mod tests {
     }
 
     fn content(disk: &SimulatedDisk, name: &str) -> Vec<u8> {
-        let file = disk.open(name).unwrap();
-        let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
-        file.read(0, &mut bytes).unwrap();
-        bytes
+        crate::blob::read_all(disk, name).unwrap()
     }
 
     #[test]

@@ -81,14 +81,4 @@ impl StoreError {
     }
 }
 
-macro_rules! from_redb {
-    ($($error:ident),*) => {
-        $(impl From<redb::$error> for StoreError {
-            fn from(error: redb::$error) -> Self {
-                Self::Database(error.into())
-            }
-        })*
-    };
-}
-
-from_redb!(DatabaseError, TransactionError, TableError, StorageError, CommitError);
+floret_store::from_redb!(StoreError);

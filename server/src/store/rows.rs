@@ -40,19 +40,26 @@ pub(super) enum Row {
 impl Row {
     /// The row of a record that belongs to an open round and has no payload.
     pub(super) fn plain(record: &Record) -> Option<Self> {
-        match record.clone() {
-            Record::RoundOpened { round, cohort, at } => Some(Self::Opened { round, cohort, at }),
-            Record::Assigned { client, assignment } => Some(Self::Assigned { client, assignment }),
-            Record::DroppedOut { client } => Some(Self::DroppedOut { client }),
-            Record::Refused { client, code, reason } => {
-                Some(Self::Refused { client, code, reason })
+        // A closing record holds whole vectors: only what a row needs is copied.
+        Some(match record {
+            Record::RoundOpened { round, cohort, at } => {
+                Self::Opened { round: *round, cohort: cohort.clone(), at: *at }
             }
-            Record::Declined { client, reason } => Some(Self::Declined { client, reason }),
+            Record::Assigned { client, assignment } => {
+                Self::Assigned { client: client.clone(), assignment: *assignment }
+            }
+            Record::DroppedOut { client } => Self::DroppedOut { client: client.clone() },
+            Record::Refused { client, code, reason } => {
+                Self::Refused { client: client.clone(), code: code.clone(), reason: reason.clone() }
+            }
+            Record::Declined { client, reason } => {
+                Self::Declined { client: client.clone(), reason: reason.clone() }
+            }
             Record::CheckedIn { .. }
             | Record::Accepted { .. }
             | Record::RoundCommitted { .. }
             | Record::RoundAbandoned { .. }
-            | Record::RunEnded(_) => None,
-        }
+            | Record::RunEnded(_) => return None,
+        })
     }
 }

@@ -5,7 +5,7 @@ use floret_core::base::BaseDigests;
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
 use floret_core::{Digest, LoraConfig, ModelConfig, Payload, Seed, SigningKey};
-use floret_store::{Folder, ReadFolder, SimulatedDisk};
+use floret_store::{Folder, ReadFolder, SimulatedDisk, blob};
 
 use super::*;
 
@@ -305,10 +305,28 @@ fn new_settings_are_stated_in_the_ledger_once() {
     assert!(store.settings_changed());
     store.adopt_settings(&state(0), Time(3)).unwrap();
     assert!(!store.settings_changed());
-    let file = disk.open(LEDGER).unwrap();
-    let mut text = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
-    file.read(0, &mut text).unwrap();
+    let text = blob::read_all(&disk, LEDGER).unwrap();
     let (entries, head) = ledger::verify(&text, &scribe().public()).unwrap();
     assert_eq!(entries.iter().map(|entry| entry.at).collect::<Vec<_>>(), [Time(1), Time(3)]);
     assert_eq!(store.saved().unwrap().ledger, head);
+}
+
+#[test]
+fn a_run_that_is_given_up_at_a_change_of_settings_still_states_the_new_ones() {
+    let disk = SimulatedDisk::default();
+    let mut store = open(disk.clone());
+    store.adopt_settings(&state(0), Time(1)).unwrap();
+    store.commit(&[opened(1)], &state(0)).unwrap();
+    drop(store);
+    let mut changed = options();
+    changed.settings.rounds = 9;
+    let mut store = open_with(disk, changed).unwrap();
+    let end = RunEnd { completed: false, version: Version(0), message: "given up".into() };
+    let summary = RoundSummary { committed: false, ..summary(1) };
+    let ended = RunState { end: Some(end.clone()), round: Round(1), ..state(0) };
+    store.commit(&[Record::RoundAbandoned { summary }, Record::RunEnded(end)], &ended).unwrap();
+    assert!(store.settings_changed());
+    assert_eq!(store.load().unwrap().unwrap(), ended);
+    store.adopt_settings(&ended, Time(3)).unwrap();
+    assert!(!store.settings_changed());
 }

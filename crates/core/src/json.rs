@@ -1,0 +1,13 @@
+//! Plain data as JSON bytes.
+
+use serde::Serialize;
+
+/// The JSON of a value whose maps have texts as keys, and that refuses nothing: structures of ids,
+/// numbers, texts and lists.
+///
+/// # Panics
+/// The value is of another kind.
+#[must_use]
+pub fn encode(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_else(|_| unreachable!("plain data becomes JSON"))
+}
