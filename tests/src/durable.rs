@@ -18,7 +18,7 @@ use floret_core::{ClientId, Digest, Layout, LoraConfig, ModelConfig, Seed, Signi
 use floret_device::{Limits, LocalModel, Session};
 use floret_server::{RunStore, StoreOptions, Verified, recover};
 use floret_simulation::{Behaviour, DeviceStore, Ending, ToyTrainer, World};
-use floret_store::{Disk, SimulatedDisk};
+use floret_store::{Disk, SimulatedDisk, blob};
 
 /// A run, the disk of its server and those of its devices.
 pub struct Durable {
@@ -165,7 +165,12 @@ impl Durable {
     /// The ledger does not hold.
     #[must_use]
     pub fn ledger(&self) -> Vec<Entry> {
-        ledger::verify(&read(&self.disk, "ledger.jsonl"), &Self::scribe().public()).unwrap().0
+        ledger::verify(
+            &blob::read_all(&self.disk, "ledger.jsonl").unwrap(),
+            &Self::scribe().public(),
+        )
+        .unwrap()
+        .0
     }
 
     /// Checks the ledger, the adapters and what gives them, as `floret-server verify` does.
@@ -190,7 +195,7 @@ impl Durable {
     #[must_use]
     pub fn histories(&self) -> Vec<Sent> {
         let history = |disk: &SimulatedDisk| {
-            let history = history::parse(&read(disk, history::HISTORY)).unwrap();
+            let history = history::parse(&blob::read_all(disk, history::HISTORY).unwrap()).unwrap();
             history::verify(&history, &Self::scribe().public()).unwrap();
             history
         };
@@ -232,11 +237,4 @@ pub struct Accounts {
     pub recorded: usize,
     /// In the histories.
     pub receipts: usize,
-}
-
-fn read(disk: &SimulatedDisk, name: &str) -> Vec<u8> {
-    let file = disk.open(name).unwrap();
-    let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
-    file.read(0, &mut bytes).unwrap();
-    bytes
 }

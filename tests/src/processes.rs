@@ -109,3 +109,17 @@ pub fn wait_for_version(home: &str, version: u64) {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// Sets options of a `server.toml`: section, key, value.
+///
+/// # Panics
+/// The file cannot be read or written.
+pub fn set_options(config: &Path, options: &[(&str, &str, toml::Value)]) {
+    let text = std::fs::read_to_string(config).unwrap();
+    let mut table: toml::Table = text.parse().unwrap();
+    for (section, key, value) in options {
+        let section = table.entry(*section).or_insert_with(|| toml::Table::new().into());
+        section.as_table_mut().unwrap().insert((*key).to_owned(), value.clone());
+    }
+    std::fs::write(config, table.to_string()).unwrap();
+}

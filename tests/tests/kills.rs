@@ -14,7 +14,7 @@ use floret_core::Seed;
 use floret_core::seed::uniform_f32;
 use floret_device::LocalModel;
 use floret_server::model_dir::BaseModel;
-use floret_tests::processes::{Process, free_port, program, status, succeed};
+use floret_tests::processes::{Process, free_port, program, set_options, status, succeed};
 use floret_tests::{toy_device, write_shape};
 use rand_chacha::rand_core::Rng;
 use tokio::task::JoinHandle;
@@ -150,21 +150,17 @@ impl Site {
 }
 
 fn settle(config: &Path) {
-    let text = std::fs::read_to_string(config).unwrap();
-    let mut table: toml::Table = text.parse().unwrap();
-    let mut set = |section: &str, key: &str, value: toml::Value| {
-        let section = table.entry(section).or_insert_with(|| toml::Table::new().into());
-        section.as_table_mut().unwrap().insert(key.to_owned(), value);
-    };
-    set("run", "rounds", (ROUNDS as i64).into());
-    set("run", "seed", 21.into());
-    set("run", "retain_updates_rounds", 3.into());
-    set("cohort", "size", (DEVICES as i64).into());
-    set("cohort", "quorum", (DEVICES as i64).into());
-    set("training", "sequence_length", 32.into());
-    set("timing", "retry_min_s", 0.05.into());
-    set("timing", "retry_max_s", 0.2.into());
-    std::fs::write(config, table.to_string()).unwrap();
+    let options = [
+        ("run", "rounds", (ROUNDS as i64).into()),
+        ("run", "seed", 21.into()),
+        ("run", "retain_updates_rounds", 3.into()),
+        ("cohort", "size", (DEVICES as i64).into()),
+        ("cohort", "quorum", (DEVICES as i64).into()),
+        ("training", "sequence_length", 32.into()),
+        ("timing", "retry_min_s", 0.05.into()),
+        ("timing", "retry_max_s", 0.2.into()),
+    ];
+    set_options(config, &options);
 }
 
 fn client(config: &ClientConfig) -> Command {

@@ -4,26 +4,24 @@
 
 use std::path::{Path, PathBuf};
 
-use floret_tests::processes::{Process, free_port, program, status, succeed, wait_for_version};
+use floret_tests::processes::{
+    Process, free_port, program, set_options, status, succeed, wait_for_version,
+};
 use floret_tests::quickstart;
 
 /// The run's settings: short rounds, and fast answers.
 fn settle(config: &Path, rounds: u32) {
-    let text = std::fs::read_to_string(config).unwrap();
-    let mut table: toml::Table = text.parse().unwrap();
-    let mut set = |section: &str, key: &str, value: toml::Value| {
-        let section = table.entry(section).or_insert_with(|| toml::Table::new().into());
-        section.as_table_mut().unwrap().insert(key.to_owned(), value);
-    };
-    set("run", "rounds", i64::from(rounds).into());
-    set("cohort", "size", 2.into());
-    set("cohort", "quorum", 2.into());
-    set("training", "max_steps", 1.into());
-    set("training", "batch_size", 2.into());
-    set("training", "sequence_length", 32.into());
-    set("timing", "retry_min_s", 0.05.into());
-    set("timing", "retry_max_s", 0.1.into());
-    std::fs::write(config, table.to_string()).unwrap();
+    let options = [
+        ("run", "rounds", i64::from(rounds).into()),
+        ("cohort", "size", 2.into()),
+        ("cohort", "quorum", 2.into()),
+        ("training", "max_steps", 1.into()),
+        ("training", "batch_size", 2.into()),
+        ("training", "sequence_length", 32.into()),
+        ("timing", "retry_min_s", 0.05.into()),
+        ("timing", "retry_max_s", 0.1.into()),
+    ];
+    set_options(config, &options);
 }
 
 #[test]

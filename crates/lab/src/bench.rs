@@ -1,7 +1,6 @@
 //! `floret-lab bench`: how fast this machine trains and generates, and in how much memory.
 
 use std::convert::Infallible;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,6 +20,7 @@ use rand_chacha::rand_core::Rng;
 use serde_json::{Value, json};
 
 use crate::shapes::Shape;
+use crate::usage::Usage;
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -332,10 +332,7 @@ fn spread(mut values: Vec<f64>) -> Value {
 
 /// The most memory that this process held so far, where the system tells it.
 fn peak_rss_mib() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib / 1024.0)
+    Usage::of(std::process::id()).ok().map(|usage| usage.peak_mib)
 }
 
 fn print_table(result: &Value) {

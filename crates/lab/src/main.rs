@@ -4,6 +4,7 @@ mod bench;
 mod load;
 mod pretrain;
 mod shapes;
+mod usage;
 
 use clap::{Parser, Subcommand};
 

@@ -2,55 +2,24 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on fails")]
 
+mod support;
+
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use floret_aggregator::config::{Aggregation, BufferedConfig, CohortConfig, Mode, Timing};
+use floret_aggregator::config::{BufferedConfig, CohortConfig, Mode, Timing};
 use floret_aggregator::{Coordinator, Record, RunConfig, RunState, Store};
-use floret_core::base::BaseDigests;
-use floret_core::lora::TargetModule;
-use floret_core::payload::Compression;
-use floret_core::plan::TrainingConfig;
-use floret_core::{Digest, Layout, LoraConfig, ModelConfig, Seed};
-use floret_device::{Limits, LocalModel, Session};
+use floret_core::{Layout, Seed};
+use floret_device::{Limits, Session};
 use floret_simulation::{Behaviour, DeviceStore, Ending, ToyTrainer, World};
-
-fn model() -> LocalModel {
-    let config = r#"{"model_type": "llama", "hidden_size": 16, "intermediate_size": 16,
-        "vocab_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}"#;
-    let digest = Digest::of(b"base");
-    LocalModel {
-        config: ModelConfig::from_json(config).unwrap(),
-        digests: BaseDigests { base: digest, tokenizer: digest },
-    }
-}
+use support::model;
 
 fn config(mode: Mode, cohort: CohortConfig, rounds: u32) -> RunConfig {
-    RunConfig {
-        run: "simulated".parse().unwrap(),
-        rounds,
-        max_abandoned: 3,
-        seed: Seed::from_number(21),
-        base: model().digests,
-        lora: LoraConfig {
-            rank: 2,
-            alpha: 4.0,
-            use_rslora: false,
-            target_modules: vec![TargetModule::QProj, TargetModule::VProj],
-        },
-        training: TrainingConfig { sequence_length: 64, ..TrainingConfig::default() },
-        compression: Compression::Int8,
-        mode,
-        cohort,
-        timing: Timing {
-            report_deadline: Duration::from_secs(600),
-            retry_min: Duration::from_secs(1),
-            retry_max: Duration::from_secs(3),
-        },
-        aggregation: Aggregation::default(),
-    }
+    let config = support::config(cohort);
+    let timing = Timing { report_deadline: Duration::from_secs(600), ..config.timing };
+    RunConfig { rounds, mode, timing, ..config }
 }
 
 fn buffered(buffer: u32, concurrency: u32, rounds: u32) -> RunConfig {
@@ -108,17 +77,9 @@ fn seconds(ending: &Ending) -> f64 {
     ending.rounds.last().unwrap().closed_at.0 as f64 / 1e3
 }
 
-const STRAGGLERS: Behaviour = Behaviour {
-    straggler: 0.2,
-    drop_out: 0.0,
-    lost_answer: 0.0,
-    duplicate: 0.0,
-    truncate: 0.0,
-    crash: 0.0,
-    max_skew: Duration::ZERO,
-    max_latency: Duration::from_millis(100),
-    max_training: Duration::from_secs(10),
-};
+fn stragglers() -> Behaviour {
+    Behaviour { straggler: 0.2, ..Behaviour::default() }
+}
 
 /// 300 updates from 100 devices, as many at work as a synchronous cohort has, when every fifth
 /// training takes 20 times as long. FedBuff reports 3.3 to 3.8 times the speed of synchronous rounds.
@@ -131,8 +92,8 @@ fn buffered_rounds_are_three_times_as_fast_among_stragglers() {
         let at_work = cohort.selected();
         for seed in 1..=3 {
             let synchronous = config(Mode::Synchronous, cohort, 30);
-            let slow = seconds(&simulate(&synchronous, 100, STRAGGLERS, seed).0);
-            let (ending, _) = simulate(&buffered(size, at_work, 30), 100, STRAGGLERS, seed);
+            let slow = seconds(&simulate(&synchronous, 100, stragglers(), seed).0);
+            let (ending, _) = simulate(&buffered(size, at_work, 30), 100, stragglers(), seed);
             let fast = seconds(&ending);
             assert_eq!(ending.coordinator.state().totals.updates_accepted, 300);
             let ratio = slow / fast;
@@ -149,7 +110,8 @@ fn buffered_rounds_are_three_times_as_fast_among_stragglers() {
 fn the_recorded_order_gives_the_same_bits() {
     for seed in 1..=5 {
         let config = buffered(4, 8, 12);
-        let behaviour = Behaviour { drop_out: 0.1, duplicate: 0.1, lost_answer: 0.1, ..STRAGGLERS };
+        let behaviour =
+            Behaviour { drop_out: 0.1, duplicate: 0.1, lost_answer: 0.1, ..stragglers() };
         let (ending, tape) = simulate(&config, 12, behaviour, seed);
         let mut replayed = fresh(&config);
         tape.0.lock().unwrap().iter().for_each(|record| replayed.apply(record));
@@ -169,7 +131,7 @@ fn every_assignment_is_accounted_for_and_none_is_given_twice() {
             duplicate: 0.05,
             lost_answer: 0.05,
             truncate: 0.05,
-            ..STRAGGLERS
+            ..stragglers()
         };
         let (ending, _) = simulate(&buffered(3, 6, 10), 12, behaviour, seed);
         let (mut given, mut settled) = (BTreeSet::new(), BTreeSet::new());

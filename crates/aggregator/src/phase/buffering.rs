@@ -275,21 +275,9 @@ impl OpenRound for Buffering {
     }
 
     fn summary(&self, closing: Closing) -> RoundSummary {
-        let mut summary = RoundSummary {
-            round: self.round,
-            committed: closing.committed,
-            base_version: closing.base_version,
-            adapter_before: closing.adapter_before,
-            opened_at: self.opened_at,
-            closed_at: closing.at,
-            selected: self.selected.iter().cloned().collect(),
-            accepted: self.counted.values().cloned().collect(),
-            weight: self.sum.weight(),
-            refused: Vec::new(),
-            declined: Vec::new(),
-            dropped_out: Vec::new(),
-            reason: closing.reason,
-        };
+        let mut summary = closing.summary(self.round, self.opened_at, self.sum.weight());
+        summary.selected = self.selected.iter().cloned().collect();
+        summary.accepted = self.counted.values().cloned().collect();
         for ((_, client), lost) in &self.lost {
             let client = client.clone();
             match lost {

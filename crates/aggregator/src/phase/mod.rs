@@ -13,7 +13,7 @@ pub(crate) mod selecting;
 pub(crate) mod training;
 
 use buffering::Buffering;
-use floret_core::{Digest, Time, Version};
+use floret_core::{Digest, Round, Time, Version};
 use selecting::Selecting;
 use training::Training;
 
@@ -82,4 +82,25 @@ pub(crate) struct Closing {
     /// The adapter that it began with.
     pub(crate) base_version: Version,
     pub(crate) adapter_before: Digest,
+}
+
+impl Closing {
+    /// The summary of a round of which nobody is named yet.
+    pub(crate) fn summary(self, round: Round, opened_at: Time, weight: u64) -> RoundSummary {
+        RoundSummary {
+            round,
+            committed: self.committed,
+            base_version: self.base_version,
+            adapter_before: self.adapter_before,
+            opened_at,
+            closed_at: self.at,
+            selected: Vec::new(),
+            accepted: Vec::new(),
+            weight,
+            refused: Vec::new(),
+            declined: Vec::new(),
+            dropped_out: Vec::new(),
+            reason: self.reason,
+        }
+    }
 }

@@ -183,21 +183,8 @@ impl OpenRound for Training {
     }
 
     fn summary(&self, closing: Closing) -> RoundSummary {
-        let mut summary = RoundSummary {
-            round: self.round,
-            committed: closing.committed,
-            base_version: closing.base_version,
-            adapter_before: closing.adapter_before,
-            opened_at: self.opened_at,
-            closed_at: closing.at,
-            selected: self.cohort.keys().cloned().collect(),
-            accepted: Vec::new(),
-            weight: self.mean.weight(),
-            refused: Vec::new(),
-            declined: Vec::new(),
-            dropped_out: Vec::new(),
-            reason: closing.reason,
-        };
+        let mut summary = closing.summary(self.round, self.opened_at, self.mean.weight());
+        summary.selected = self.cohort.keys().cloned().collect();
         for (client, member) in &self.cohort {
             let client = client.clone();
             match member {

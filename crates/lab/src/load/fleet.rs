@@ -17,7 +17,7 @@ use super::link::{Link, Meter};
 use super::mishap::Mishaps;
 use super::tally::Tally;
 use super::trainer::{Kept, NoiseTrainer};
-use super::usage::Usage;
+use crate::usage::Usage;
 
 /// Devices that open their first connection at once: more, and handshakes take too long.
 const DOORS: usize = 64;

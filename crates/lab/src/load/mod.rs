@@ -9,7 +9,7 @@
 //! - `stage`, `base`, `server`: a base model, a server's directory, enrolled devices, the process
 //! - `fleet`, `device`, `trainer`: what devices share, and one device through all its lives
 //! - `mishap`, `link`, `pace`: what goes wrong, and the socket to which it happens
-//! - `tally`, `usage`, `report`: what is counted, measured and told
+//! - `tally`, `report`: what is counted and told
 
 mod base;
 mod device;
@@ -22,7 +22,6 @@ mod server;
 mod stage;
 mod tally;
 mod trainer;
-mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,6 +32,7 @@ use floret_client::ClientConfig;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::usage::{self, Usage};
 use base::Base;
 use device::LoadDevice;
 use fleet::Fleet;
@@ -40,7 +40,6 @@ use mishap::Chances;
 use report::{Ending, Report};
 use server::Server;
 use stage::Stage;
-use usage::Usage;
 
 /// How often the server's process is looked at.
 const LOOK: Duration = Duration::from_millis(50);

@@ -11,7 +11,7 @@ use super::Args;
 use super::fleet::Fleet;
 use super::stage::retry_window_s;
 use super::tally::{Counts, Inner, Spread, quantile};
-use super::usage::Usage;
+use crate::usage::Usage;
 
 /// The figures. Times of calls are in milliseconds, as the devices see them.
 #[derive(Debug, Serialize)]

@@ -8,9 +8,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::Args;
 use super::base::Base;
 use super::server::{self, Server};
-use super::{Args, usage};
+use crate::usage;
 
 /// Check-ins a second that waiting devices may cause together.
 const CHECK_INS_PER_S: f64 = 1000.0;
