@@ -34,6 +34,19 @@ pub(crate) struct Published {
     pub(crate) failure: Option<Arc<StoreError>>,
 }
 
+/// What a device that waits for work waits for: a round that opens or closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Turn {
+    phase: &'static str,
+    round: u32,
+}
+
+impl Turn {
+    fn of(status: &Status) -> Self {
+        Self { phase: status.phase, round: status.round }
+    }
+}
+
 /// The global adapter, ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedAdapter {
@@ -103,6 +116,7 @@ impl DriverHandle {
 pub(crate) struct Driver {
     pub(crate) handle: DriverHandle,
     pub(crate) published: watch::Receiver<Published>,
+    pub(crate) turns: watch::Receiver<Turn>,
     pub(crate) thread: JoinHandle<()>,
 }
 
@@ -121,13 +135,14 @@ impl Driver {
             failure: None,
         };
         metrics.observe(&first.status);
+        let (turner, turns) = watch::channel(Turn::of(&first.status));
         let (publisher, published) = watch::channel(first);
         let now = Instant::now();
         let (phase_since, published_at) = (now, now);
-        let owner = Owner { keeper, inbox, publisher, metrics, phase_since, published_at };
+        let owner = Owner { keeper, inbox, publisher, turner, metrics, phase_since, published_at };
         let thread = std::thread::Builder::new().name("floret-driver".into());
         let thread = thread.spawn(move || owner.run())?;
-        Ok(Self { handle: DriverHandle { commands }, published, thread })
+        Ok(Self { handle: DriverHandle { commands }, published, turns, thread })
     }
 }
 
@@ -146,6 +161,7 @@ struct Owner {
     keeper: Keeper,
     inbox: Receiver<Command>,
     publisher: watch::Sender<Published>,
+    turner: watch::Sender<Turn>,
     metrics: Arc<Metrics>,
     phase_since: Instant,
     published_at: Instant,
@@ -275,12 +291,13 @@ impl Owner {
         }) {
             warn!(kind = concern.kind, "{}", concern.message);
         }
-        let state = coordinator.state();
+        let (state, turn) = (coordinator.state(), Turn::of(&status));
         self.publisher.send_modify(|published| {
             published.status = status;
             if published.adapter.version != state.version {
                 published.adapter = PublishedAdapter::new(state.version, &state.adapter);
             }
         });
+        self.turner.send_if_modified(|last| std::mem::replace(last, turn) != turn);
     }
 }

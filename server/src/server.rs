@@ -35,6 +35,7 @@ use crate::patience::Patience;
 use crate::recovery::{RecoveryError, recover};
 use crate::service::incoming::{Bounds, Incoming};
 use crate::service::transfers::{Queue, Transfers};
+use crate::service::turnstile::Turnstile;
 use crate::service::{Attendance, Service};
 use crate::store::{RunStore, StoreError, StoreOptions};
 use crate::tls::{self, TlsError};
@@ -118,6 +119,13 @@ impl Server {
         let incoming = Arc::new(open_incoming(home, &limits)?);
         let request_timeout = seconds(limits.request_timeout_s);
         let (most, bytes) = (limits.max_concurrent_transfers, limits.max_transfer_bytes);
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let turnstile = Turnstile::new(
+            driver.turns,
+            limits.queue_length,
+            request_timeout / 2,
+            shutdown.clone(),
+        );
         let service = Service {
             driver: driver.handle,
             published: driver.published.clone(),
@@ -127,6 +135,7 @@ impl Server {
             run,
             transfers: Arc::new(Transfers::new(most, bytes, request_timeout)),
             incoming: Arc::clone(&incoming),
+            turnstile,
             calls: Queue::default(),
             request_timeout,
             patience: Patience {
@@ -136,7 +145,6 @@ impl Server {
             compression,
             payload_max,
         };
-        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         let pages = Admin {
             published: driver.published.clone(),
             metrics: Arc::clone(&metrics),

@@ -4,6 +4,7 @@ mod download;
 pub(crate) mod incoming;
 mod refusal;
 pub(crate) mod transfers;
+pub(crate) mod turnstile;
 mod upload;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::patience::Patience;
 use incoming::{Incoming, Key};
 use refusal::Refusal;
 use transfers::{Queue, Room, Transfers};
+use turnstile::Turnstile;
 
 /// What the calls of all connections share.
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub(crate) struct Service {
     pub(crate) transfers: Arc<Transfers>,
     /// What came of uploads that broke.
     pub(crate) incoming: Arc<Incoming>,
+    /// Where check-ins wait.
+    pub(crate) turnstile: Turnstile,
     /// Calls that wait for the driver.
     pub(crate) calls: Queue,
     /// For small calls, and for what waits.
@@ -139,7 +143,7 @@ impl Service {
         if !spoken.contains(&self.compression) {
             return Err(Refusal::Compression { run: self.compression, device: spoken });
         }
-        let answer = match self.ask(client.clone(), Input::CheckIn, None).await? {
+        let answer = match self.find_work(client).await? {
             Reply::Train(plan) => v1::check_in_response::Answer::Plan((*plan).into()),
             Reply::ComeBack { earliest, latest } => {
                 v1::check_in_response::Answer::Retry(convert::retry_window(earliest, latest))

@@ -1,0 +1,72 @@
+//! Check-ins that wait for their turn: a device that would be told to come back is held here until a
+//! round opens or closes, so that it neither asks again and again nor learns of it late.
+
+use std::time::Duration;
+
+use floret_aggregator::{Input, Reply};
+use floret_core::ClientId;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::Service;
+use super::refusal::Refusal;
+use crate::driver::Turn;
+
+/// Most check-ins that ask the driver at once when the run turns.
+const ASKING: usize = 64;
+
+/// Where check-ins wait.
+#[derive(Debug)]
+pub(crate) struct Turnstile {
+    turns: watch::Receiver<Turn>,
+    /// All who wait are woken at once, and must not fill the driver's queue.
+    asking: Semaphore,
+    shutdown: CancellationToken,
+    /// Longest wait.
+    patience: Duration,
+}
+
+impl Turnstile {
+    /// Holds check-ins for `patience` at most; `queue_length` calls may wait for the driver.
+    pub(crate) fn new(
+        turns: watch::Receiver<Turn>,
+        queue_length: usize,
+        patience: Duration,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let asking = Semaphore::new((queue_length / 2).clamp(1, ASKING));
+        Self { turns, asking, shutdown, patience }
+    }
+
+    /// Waits until the run has turned since `seen`; false if it has not by `until`, or will not.
+    async fn turned(&self, seen: Turn, until: Instant) -> bool {
+        let mut turns = self.turns.clone();
+        tokio::select! {
+            turned = timeout_at(until, turns.wait_for(|now| *now != seen)) => matches!(turned, Ok(Ok(_))),
+            () = self.shutdown.cancelled() => false,
+        }
+    }
+}
+
+impl Service {
+    /// Asks for work. A client that must come back is held for as long as it would stay away at least,
+    /// and asks again whenever a round opens or closes meanwhile.
+    pub(super) async fn find_work(&self, client: &ClientId) -> Result<Reply, Refusal> {
+        let begun = Instant::now();
+        let mut asking = None;
+        loop {
+            let seen = *self.turnstile.turns.borrow();
+            let reply = self.ask(client.clone(), Input::CheckIn, None).await?;
+            drop(asking);
+            let Reply::ComeBack { earliest, latest } = reply else { return Ok(reply) };
+            let until = begun + earliest.min(self.turnstile.patience);
+            if !self.turnstile.turned(seen, until).await {
+                let waited = begun.elapsed();
+                let [earliest, latest] = [earliest, latest].map(|end| end.saturating_sub(waited));
+                return Ok(Reply::ComeBack { earliest, latest });
+            }
+            asking = self.turnstile.asking.acquire().await.ok();
+        }
+    }
+}
