@@ -3,7 +3,7 @@
 //! ```text
 //! run.redb      the truth: the run between two rounds, and the records of the open round
 //! updates/      payloads of the open round, and of rounds whose updates are retained
-//! adapters/     adapters and momentum as files of f32, named by the database with their digests
+//! adapters/     adapters and moments of the server optimizer as files of f32, named by the database with their digests
 //! ledger.jsonl  the signed ledger
 //! run.json      a copy for programs that read beside a running server
 //! ```
@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use floret_aggregator::ledger::{Fact, Head, Scribe, Settings};
-use floret_aggregator::{Admitted, Record, RoundSummary, RunState};
+use floret_aggregator::{Admitted, Moments, Record, RoundSummary, RunState};
 use floret_core::{Adapter, ClientId, Digest, Layout, Receipt, Round, Time, Version, json};
 use floret_store::lines::{Lines, Tail};
 use floret_store::{Disk, open_database};
@@ -30,7 +30,7 @@ use serde::de::DeserializeOwned;
 
 pub use error::StoreError;
 use rows::Row;
-use saved::{ADAPTERS, FORMAT, adapter_file, momentum_file, write_values};
+use saved::{ADAPTERS, FORMAT, adapter_file, momentum_file, second_moment_file, write_values};
 pub use saved::{Kept, SavedRun};
 use updates::{UPDATES, Updates};
 
@@ -145,7 +145,7 @@ impl RunStore {
         let adapters = match &self.saved {
             Some(saved) => saved.adapters.clone(),
             None => {
-                let kept = self.write_adapter(state.version, &state.adapter, &state.momentum)?;
+                let kept = self.write_adapter(state.version, &state.adapter, &state.moments)?;
                 BTreeMap::from([(state.version, kept)])
             }
         };
@@ -201,11 +201,16 @@ impl RunStore {
         &self,
         version: Version,
         adapter: &Adapter,
-        momentum: &[f32],
+        moments: &Moments,
     ) -> Result<Kept, StoreError> {
+        let write = |name: String, values: &[f32]| write_values(&*self.disk, &name, values);
+        let second = moments.second.as_ref();
         Ok(Kept {
-            adapter: write_values(&*self.disk, &adapter_file(version), adapter.values())?,
-            momentum: write_values(&*self.disk, &momentum_file(version), momentum)?,
+            adapter: write(adapter_file(version), adapter.values())?,
+            momentum: write(momentum_file(version), &moments.first)?,
+            second_moment: second
+                .map(|second| write(second_moment_file(version), second))
+                .transpose()?,
         })
     }
 
@@ -231,8 +236,8 @@ impl RunStore {
                 let (client, receipt) = (client.clone(), receipt.clone());
                 transaction.rows.push(Row::Accepted { client, receipt, end });
             }
-            Record::RoundCommitted { summary, adapter, momentum } => {
-                let kept = self.write_adapter(summary.base_version.next(), adapter, momentum)?;
+            Record::RoundCommitted { summary, adapter, moments } => {
+                let kept = self.write_adapter(summary.base_version.next(), adapter, moments)?;
                 self.close(summary, Some(kept), state, transaction)?;
             }
             Record::RoundAbandoned { summary } => self.close(summary, None, state, transaction)?,
@@ -398,7 +403,7 @@ impl floret_aggregator::Store for RunStore {
             version: saved.version,
             round: saved.round,
             adapter: saved.adapter(&*self.disk, layout, None)?,
-            momentum: saved.momentum(&*self.disk, layout, saved.version)?,
+            moments: saved.moments(&*self.disk, layout, saved.version)?,
             abandoned_in_a_row: saved.abandoned_in_a_row,
             totals: saved.totals,
             concerns: saved.concerns.clone(),

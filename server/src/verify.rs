@@ -97,7 +97,7 @@ pub fn verify_run(
             return Err(differs("the state names another adapter than the entry".into()));
         }
         saved.adapter(disk, layout, Some(*version)).map_err(|error| differs(error.to_string()))?;
-        saved.momentum(disk, layout, *version).map_err(|error| differs(error.to_string()))?;
+        saved.moments(disk, layout, *version).map_err(|error| differs(error.to_string()))?;
         verified.adapters += 1;
     }
     for (entry, round, settings) in rounds(&entries) {
@@ -219,8 +219,8 @@ fn recompute(
     }
     let delta = mean.over(settings.mode.divisor(mean.weight()), clip);
     let before = saved.adapter(disk, layout, Some(version)).map_err(read)?;
-    let momentum = saved.momentum(disk, layout, version).map_err(read)?;
-    let (values, _) = optimizer.step(before.values(), &momentum, &delta);
+    let moments = saved.moments(disk, layout, version).map_err(read)?;
+    let (values, _) = optimizer.step(before.values(), &moments, &delta);
     let after = Adapter::new(Arc::clone(layout), values).map_err(|e| failed(e.to_string()))?;
     if after.digest() != round.adapter_after {
         return Err(failed("the updates that are kept give another adapter".to_owned()));

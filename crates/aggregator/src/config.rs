@@ -226,7 +226,7 @@ impl RunConfig {
 
     fn validate_aggregation(&self) -> Result<(), InvalidRun> {
         let aggregation = &self.aggregation;
-        let (clip, sgd) = (aggregation.clip_norm, aggregation.server_optimizer);
+        let clip = aggregation.clip_norm;
         if !(clip.is_finite() && clip > 0.0) {
             return setting(
                 "aggregation.clip_norm",
@@ -237,16 +237,31 @@ impl RunConfig {
         if aggregation.max_examples == 0 {
             return setting("aggregation.max_examples", 0, "1 or more");
         }
-        if !(sgd.learning_rate > 0.0 && sgd.learning_rate <= 100.0) {
-            let (name, value) = ("aggregation.server_optimizer.learning_rate", sgd.learning_rate);
-            return setting(name, value, "above 0, up to 100");
-        }
-        if !(0.0..1.0).contains(&sgd.momentum) {
-            let (name, value) = ("aggregation.server_optimizer.momentum", sgd.momentum);
-            return setting(name, value, "0 or more, below 1");
-        }
-        Ok(())
+        validate_server_optimizer(aggregation.server_optimizer)
     }
+}
+
+fn validate_server_optimizer(optimizer: ServerOptimizer) -> Result<(), InvalidRun> {
+    let ServerOptimizer { learning_rate, momentum, adaptive } = optimizer;
+    if !(learning_rate > 0.0 && learning_rate <= 100.0) {
+        let name = "aggregation.server_optimizer.learning_rate";
+        return setting(name, learning_rate, "above 0, up to 100");
+    }
+    if !(0.0..1.0).contains(&momentum) {
+        let name = "aggregation.server_optimizer.momentum";
+        return setting(name, momentum, "0 or more, below 1");
+    }
+    let Some(adaptive) = adaptive else { return Ok(()) };
+    if let Some(beta2) = adaptive.beta2().filter(|beta2| !(0.0..1.0).contains(beta2)) {
+        let name = "aggregation.server_optimizer.adaptive.beta2";
+        return setting(name, beta2, "0 or more, below 1");
+    }
+    // Its square is where the second moment begins, which an f32 must hold.
+    if !(1e-15..=1.0).contains(&adaptive.tau()) {
+        let name = "aggregation.server_optimizer.adaptive.tau";
+        return setting(name, adaptive.tau(), "1e-15 to 1");
+    }
+    Ok(())
 }
 
 /// Staleness alone makes weights here, so that sums are bounded by the number of updates.

@@ -42,7 +42,7 @@ impl Coordinator {
     ) -> Result<Self, InvalidRun> {
         config.validate()?;
         let (want, got) = (layout.digest(), state.adapter.layout().digest());
-        if want != got || state.momentum.len() != layout.len() {
+        if want != got || !state.moments.fit(layout.len()) {
             let (want, got) = (want.short(), got.short());
             return Err(InvalidRun::OtherLayout { want, got });
         }
@@ -286,7 +286,7 @@ impl Coordinator {
         let delta = round.combined(&self.config);
         let optimizer = self.config.aggregation.server_optimizer;
         let state = &self.state;
-        let (values, momentum) = optimizer.step(state.adapter.values(), &state.momentum, &delta);
+        let (values, moments) = optimizer.step(state.adapter.values(), &state.moments, &delta);
         let adapter = match Adapter::new(Arc::clone(&self.layout), values) {
             Ok(adapter) => adapter,
             // Clipped deltas and bounded settings keep this finite for any run of sane length.
@@ -294,7 +294,7 @@ impl Coordinator {
         };
         let version = state.version.next();
         let summary = round.summary(self.closing(now, true, reason));
-        let mut records = vec![Record::RoundCommitted { summary, adapter, momentum }];
+        let mut records = vec![Record::RoundCommitted { summary, adapter, moments }];
         if version.0 >= u64::from(self.config.rounds) {
             records.push(Record::RunEnded(all_committed(&self.config, version)));
         }
@@ -356,12 +356,12 @@ impl Coordinator {
                 buffering.declined(client, reason.clone());
             }
             (
-                Record::RoundCommitted { summary, adapter, momentum },
+                Record::RoundCommitted { summary, adapter, moments },
                 Phase::Training(_) | Phase::Buffering(_),
             ) => {
                 self.state.version = self.state.version.next();
                 self.state.adapter = adapter.clone();
-                self.state.momentum.clone_from(momentum);
+                self.state.moments.clone_from(moments);
                 self.state.abandoned_in_a_row = 0;
                 self.close_round(summary);
             }

@@ -32,5 +32,6 @@ pub use clipped::{Admitted, ClippedDelta};
 pub use config::{InvalidRun, RunConfig};
 pub use coordinator::Coordinator;
 pub use message::{Counted, Input, Record, Rejection, Reply, RoundSummary, Step};
+pub use server_optimizer::Moments;
 pub use state::{Assignment, Assignments, RunEnd, RunState, Totals};
 pub use store::{NoStore, Store};

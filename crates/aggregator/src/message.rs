@@ -9,6 +9,7 @@ use floret_core::{
 use serde::Serialize;
 
 use crate::clipped::{Admitted, InvalidUpdate};
+use crate::server_optimizer::Moments;
 use crate::state::{Assignment, RunEnd};
 
 /// What a client says. Its identity comes from its certificate, beside it.
@@ -213,8 +214,8 @@ pub enum Record {
         summary: RoundSummary,
         /// The new adapter.
         adapter: Adapter,
-        /// The server optimizer's momentum.
-        momentum: Vec<f32>,
+        /// What the server optimizer remembers.
+        moments: Moments,
     },
     /// A round gave nothing.
     RoundAbandoned {

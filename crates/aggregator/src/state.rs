@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::concerns::Concerns;
 use crate::config::RunConfig;
 use crate::message::{Counted, RoundSummary};
+use crate::server_optimizer::Moments;
 
 /// A run between two rounds.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +21,8 @@ pub struct RunState {
     pub round: Round,
     /// The global adapter.
     pub adapter: Adapter,
-    /// Momentum of the server optimizer, in layout order.
-    pub momentum: Vec<f32>,
+    /// What the server optimizer remembers.
+    pub moments: Moments,
     /// Rounds abandoned since the last commit.
     pub abandoned_in_a_row: u32,
     /// Counts over the whole run.
@@ -89,7 +90,7 @@ impl RunState {
         Self {
             version: Version(0),
             round: Round(0),
-            momentum: vec![0.0; layout.len()],
+            moments: Moments::zero(layout.len()),
             adapter: Adapter::init(layout, &seed),
             abandoned_in_a_row: 0,
             totals: Totals::default(),

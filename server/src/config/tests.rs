@@ -21,6 +21,10 @@ fn the_sample_is_the_defaults_and_names_every_option() {
     assert_eq!(parse(SAMPLE).unwrap(), Config::default());
     let uncommented = SAMPLE.replace("# seed", "seed");
     assert_eq!(parse(&uncommented).unwrap().run.seed, Some(FixedSeed(42)));
+    let adaptive = "\nadaptive = { rule = \"adam\"";
+    let adam = parse(&SAMPLE.replace(&adaptive.replace('\n', "\n# "), adaptive)).unwrap();
+    let Some(adam) = adam.aggregation.server_optimizer.adaptive else { panic!("no adaptive rule") };
+    assert_eq!((adam.beta2(), adam.tau()), (Some(0.99), 0.001));
     let bare: Vec<&str> = SAMPLE.lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(parse(&bare.join("\n")).unwrap(), Config::default());
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use floret_aggregator::concerns::Concerns;
 use floret_aggregator::ledger::Head;
-use floret_aggregator::{Assignments, RunEnd, Totals};
+use floret_aggregator::{Assignments, Moments, RunEnd, Totals};
 use floret_core::base::BaseDigests;
 use floret_core::{Adapter, Digest, Layout, LoraConfig, Round, RunId, Version};
 use floret_store::{Disk, blob};
@@ -18,7 +18,7 @@ use crate::files::{self, Access, FileError};
 
 /// Name of the copy.
 const COPY: &str = "run.json";
-/// Folder of adapters and momentum.
+/// Folder of adapters and moments.
 pub(super) const ADAPTERS: &str = "adapters";
 pub(super) const FORMAT: u32 = 2;
 
@@ -66,6 +66,9 @@ pub struct Kept {
     pub adapter: Digest,
     /// Digest of the momentum.
     pub momentum: Digest,
+    /// Digest of the second moment, of an adaptive optimizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_moment: Option<Digest>,
 }
 
 impl SavedRun {
@@ -120,18 +123,23 @@ impl SavedRun {
             .map_err(|error| StoreError::damaged(adapter_file(version), error))
     }
 
-    /// Reads the momentum of a version that is kept, and verifies its digest.
+    /// Reads the server optimizer's moments of a version that is kept, and verifies their digests.
     ///
     /// # Errors
     /// A version that is not kept, or a damaged file.
-    pub fn momentum(
+    pub fn moments(
         &self,
         disk: &dyn Disk,
         layout: &Layout,
         version: Version,
-    ) -> Result<Vec<f32>, StoreError> {
-        let digest = self.kept(version)?.momentum;
-        read_values(disk, &momentum_file(version), layout.len(), digest)
+    ) -> Result<Moments, StoreError> {
+        let kept = self.kept(version)?;
+        let read = |name: String, digest| read_values(disk, &name, layout.len(), digest);
+        let second = kept.second_moment;
+        Ok(Moments {
+            first: read(momentum_file(version), kept.momentum)?,
+            second: second.map(|digest| read(second_moment_file(version), digest)).transpose()?,
+        })
     }
 
     fn kept(&self, version: Version) -> Result<Kept, StoreError> {
@@ -144,7 +152,10 @@ impl SavedRun {
 
     /// Names of the files of values that are kept.
     pub(super) fn files(&self) -> impl Iterator<Item = String> {
-        self.adapters.keys().flat_map(|version| [adapter_file(*version), momentum_file(*version)])
+        self.adapters.iter().flat_map(|(version, kept)| {
+            let second = kept.second_moment.map(|_| second_moment_file(*version));
+            [adapter_file(*version), momentum_file(*version)].into_iter().chain(second)
+        })
     }
 }
 
@@ -154,6 +165,10 @@ pub(super) fn adapter_file(version: Version) -> String {
 
 pub(super) fn momentum_file(version: Version) -> String {
     format!("momentum-{:08}.f32", version.0)
+}
+
+pub(super) fn second_moment_file(version: Version) -> String {
+    format!("second-moment-{:08}.f32", version.0)
 }
 
 /// Writes f32 little-endian values, and gives the digest of their bytes.

@@ -37,7 +37,7 @@ fn state(version: u64) -> RunState {
     RunState {
         version: Version(version),
         round: Round(version as u32),
-        momentum: vec![version as f32; layout.len()],
+        moments: moments(version, layout.len()),
         adapter: Adapter::init(layout, &Seed::from_number(version)),
         abandoned_in_a_row: 0,
         totals: Totals { rounds_committed: version, ..Totals::default() },
@@ -46,6 +46,12 @@ fn state(version: u64) -> RunState {
         receipts: BTreeMap::new(),
         assignments: Assignments::new(),
     }
+}
+
+/// The server optimizer is adaptive from version 2 on.
+fn moments(version: u64, len: usize) -> Moments {
+    let second = (version > 1).then(|| vec![2.0 * version as f32; len]);
+    Moments { first: vec![version as f32; len], second }
 }
 
 fn scribe() -> Arc<Scribe> {
@@ -80,8 +86,8 @@ fn summary(round: u32) -> RoundSummary {
 }
 
 fn committed(round: u32) -> Record {
-    let RunState { adapter, momentum, .. } = state(round.into());
-    Record::RoundCommitted { summary: summary(round), adapter, momentum }
+    let RunState { adapter, moments, .. } = state(round.into());
+    Record::RoundCommitted { summary: summary(round), adapter, moments }
 }
 
 fn opened(round: u32) -> Record {
@@ -202,7 +208,7 @@ fn old_versions_are_removed_and_kept_ones_can_be_read() {
     let run = SavedRun::read(dir.path()).unwrap().unwrap();
     assert_eq!(run.adapters.keys().copied().collect::<Vec<_>>(), [Version(2), Version(3)]);
     let disk = ReadFolder::new(dir.path());
-    assert_eq!(disk.list(ADAPTERS).unwrap().len(), 4);
+    assert_eq!(disk.list(ADAPTERS).unwrap().len(), 6);
     let layout = options().layout;
     assert_eq!(run.adapter(&disk, &layout, Some(Version(2))).unwrap(), state(2).adapter);
     let error = run.adapter(&disk, &layout, Some(Version(1))).unwrap_err().to_string();
@@ -231,25 +237,29 @@ fn updates_are_retained_for_as_many_rounds_as_asked() {
 #[test]
 fn damage_is_named() {
     type Damage = fn(&std::path::Path);
-    let adapter = |dir: &std::path::Path| dir.join(ADAPTERS).join(adapter_file(Version(1)));
-    let damages: [(Damage, &str); 3] = [
-        (|dir| std::fs::remove_file(dir.join("adapters/adapter-00000001.f32")).unwrap(), "missing"),
+    let adapter = |dir: &std::path::Path| dir.join(ADAPTERS).join(adapter_file(Version(2)));
+    let damages: [(Damage, &str); 4] = [
+        (|dir| std::fs::remove_file(dir.join("adapters/adapter-00000002.f32")).unwrap(), "missing"),
         (
-            |dir| std::fs::write(dir.join("adapters/adapter-00000001.f32"), [0; 5]).unwrap(),
+            |dir| std::fs::write(dir.join("adapters/adapter-00000002.f32"), [0; 5]).unwrap(),
             "it has 5 bytes",
         ),
         (
             |dir| {
-                let path = dir.join("adapters/momentum-00000001.f32");
+                let path = dir.join("adapters/momentum-00000002.f32");
                 let mut bytes = std::fs::read(&path).unwrap();
                 bytes[9] ^= 1;
                 std::fs::write(path, bytes).unwrap();
             },
-            "momentum-00000001.f32 of the run's state: its bytes are not those that were written",
+            "momentum-00000002.f32 of the run's state: its bytes are not those that were written",
+        ),
+        (
+            |dir| std::fs::remove_file(dir.join("adapters/second-moment-00000002.f32")).unwrap(),
+            "second-moment-00000002.f32",
         ),
     ];
     for (damage, word) in damages {
-        let dir = saved(1);
+        let dir = saved(2);
         assert!(adapter(dir.path()).exists());
         damage(dir.path());
         let mut store = open(Folder::hold(dir.path()).unwrap());

@@ -8,7 +8,7 @@ use floret_core::{LoraConfig, ModelConfig, Payload, Receipt, Seed, Version};
 
 use super::*;
 use crate::config::{Aggregation, BufferedConfig, CohortConfig, Mode, Timing};
-use crate::server_optimizer::ServerOptimizer;
+use crate::server_optimizer::{Adaptive, ServerOptimizer};
 
 pub(crate) fn layout() -> Arc<Layout> {
     let model = ModelConfig::from_json(
@@ -435,6 +435,10 @@ fn forbidden_settings_are_named() {
     let timing = config().timing;
     let aggregation = config().aggregation;
     let sgd = aggregation.server_optimizer;
+    let adaptive = |rule| {
+        let server_optimizer = ServerOptimizer { adaptive: Some(rule), ..sgd };
+        RunConfig { aggregation: Aggregation { server_optimizer, ..aggregation }, ..config() }
+    };
     let second = Duration::from_secs(1);
     let cases = [
         (RunConfig { rounds: 0, ..config() }, "run.rounds"),
@@ -478,6 +482,8 @@ fn forbidden_settings_are_named() {
             },
             "momentum",
         ),
+        (adaptive(Adaptive::Adam { beta2: 1.0, tau: 1e-3 }), "server_optimizer.adaptive.beta2"),
+        (adaptive(Adaptive::Adagrad { tau: 0.0 }), "server_optimizer.adaptive.tau"),
     ];
     let buffered = |buffered| RunConfig { mode: Mode::Buffered(buffered), ..config() };
     let good = BufferedConfig::default();
