@@ -95,8 +95,8 @@ fn dots<S: Simd, W: Value, const N: usize>(simd: S, x: &[f32], weights: &[W]) ->
     let (chunks, rest) = x.as_chunks::<LANES>();
     let rows: [_; N] =
         std::array::from_fn(|row| weights[row * inputs..][..inputs].as_chunks::<LANES>());
-    // A vector of all lanes, or several of fewer.
-    let mut sums = [[simd.splat_f32s(0.0); 4]; N];
+    // A vector of all lanes, or several of fewer: as many as there are lanes without vectors.
+    let mut sums = [[simd.splat_f32s(0.0); LANES]; N];
     // The next rows: too short each for the processor to see where reading goes on.
     let lines = (64 / size_of::<[W; LANES]>()).max(1);
     for (at, x) in chunks.iter().enumerate() {
@@ -124,7 +124,7 @@ fn dots<S: Simd, W: Value, const N: usize>(simd: S, x: &[f32], weights: &[W]) ->
 #[inline(always)]
 fn accumulate<S: Simd, W: Value>(
     simd: S,
-    sums: &mut [S::f32s; 4],
+    sums: &mut [S::f32s; LANES],
     x: &[f32; LANES],
     weights: &[W; LANES],
 ) {
@@ -141,4 +141,26 @@ fn padded<T: Value>(values: &[T]) -> [T; LANES] {
     let mut padded = [T::default(); LANES];
     padded[..values.len()].copy_from_slice(values);
     padded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Vectors of one lane need as many sums as there are lanes.
+    #[test]
+    fn processors_without_vectors_sum_every_lane() {
+        let (rows, inputs, outputs) = (2, 3 * LANES + 5, 6);
+        let x: Vec<f32> = (0..rows * inputs).map(|at| (at as f32).sin()).collect();
+        let weights: Vec<f32> = (0..outputs * inputs).map(|at| (at as f32).cos()).collect();
+        let mut out = vec![0.0; outputs * rows];
+        let dots = Dots { out: &mut out, x: &x, weights: &weights, inputs };
+        dots.with_simd(pulp::Scalar);
+        for (at, got) in out.iter().enumerate() {
+            let (x, weights) = (&x[at % rows * inputs..], &weights[at / rows * inputs..]);
+            let products = x.iter().zip(weights).take(inputs);
+            let want: f64 = products.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            assert!((f64::from(*got) - want).abs() < 1e-5, "{at}: {got}, not {want}");
+        }
+    }
 }
