@@ -11,7 +11,7 @@ use floret_core::payload::Compression;
 use floret_core::{Digest, Round, RunId, SignedReceipt, Version};
 use floret_device::Input;
 use floret_device::session::RunEnd;
-use floret_proto::convert::StandingRequest;
+use floret_proto::convert::{self, StandingRequest};
 use floret_proto::limits::{MESSAGE_BYTES_MAX, PROTOCOL, REASON_KEY, RETRY_AFTER_KEY};
 use floret_proto::v1;
 use floret_proto::v1::federation_client::FederationClient;
@@ -222,8 +222,10 @@ impl Connection {
                 latest: Duration::from_millis(window.latest_ms),
             }),
             v1::check_in_response::Answer::End(end) => {
+                let adapter_digest = convert::end_digest(&end)
+                    .map_err(|error| CallError::Contract(error.to_string()))?;
                 let (completed, version) = (end.completed, Version(end.version));
-                let end = RunEnd { completed, version, message: end.message };
+                let end = RunEnd { completed, version, adapter_digest, message: end.message };
                 Ok(CheckIn::Answer(Input::RunEnded(end)))
             }
         }

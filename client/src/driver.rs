@@ -120,6 +120,8 @@ pub struct Device {
     ledger_key: Option<PublicKey>,
     /// What the adapter of the last plan looks like.
     shape: Option<(LoraConfig, Arc<Layout>)>,
+    /// The adapter that came last.
+    held: Option<Adapter>,
     /// An adapter that came in part.
     download: Option<Download>,
     training: Option<Training>,
@@ -154,6 +156,7 @@ impl Device {
             store: None,
             ledger_key: None,
             shape: None,
+            held: None,
             download: None,
             training: None,
             ask_first: false,
@@ -189,7 +192,7 @@ impl Device {
             let action = self.session.next_action(self.clock.now());
             if let Action::Stop(end) = action {
                 tokio::select! {
-                    () = self.fetch_last(end.version) => {}
+                    () = self.fetch_last(&end) => {}
                     () = stop.cancelled() => {}
                 }
                 return Ok(end);
@@ -243,31 +246,49 @@ impl Device {
         }
     }
 
-    /// Fetches an adapter, or the rest of one that broke off.
+    /// Fetches the adapter of a plan.
     async fn fetch(
         &mut self,
         version: Version,
         digest: Digest,
         layout: Arc<Layout>,
     ) -> Result<Option<Input>, CallError> {
-        let begun = self.download.take().filter(|download| download.is_of(digest));
-        let mut download = begun.unwrap_or_else(|| Download::new(version, Some(digest), layout));
-        match self.connection.fetch(&mut download).await {
+        match self.download(version, Some(digest), layout).await {
             Ok(adapter) => Ok(Some(Input::Fetched(adapter))),
             Err(CallError::Refused { message, .. }) => Ok(Some(Input::FetchRefused(message))),
-            Err(error) => {
-                self.download = Some(download);
-                Err(error)
-            }
+            Err(error) => Err(error),
         }
     }
 
+    /// Fetches what this device does not hold of an adapter, or the rest of one that broke off.
+    async fn download(
+        &mut self,
+        version: Version,
+        digest: Option<Digest>,
+        layout: Arc<Layout>,
+    ) -> Result<Adapter, CallError> {
+        if let Some(held) = self.held.as_ref().filter(|held| Some(held.digest()) == digest) {
+            return Ok(held.clone());
+        }
+        let begun = self.download.take().filter(|download| download.is_of(digest));
+        let new = || Download::new(version, digest, layout).holding(self.held.clone());
+        let mut download = begun.unwrap_or_else(new);
+        let fetched = self.connection.fetch(&mut download).await;
+        match &fetched {
+            Ok(adapter) => self.held = Some(adapter.clone()),
+            Err(CallError::Refused { .. }) => {}
+            Err(_) => self.download = Some(download),
+        }
+        fetched
+    }
+
     /// Hands out the run's last adapter. The run is over: a server that is gone is no error.
-    async fn fetch_last(&mut self, version: Version) {
+    async fn fetch_last(&mut self, end: &RunEnd) {
         let Some((lora, layout)) = self.shape.take() else { return };
+        let version = end.version;
         let mut reason = String::new();
         for _ in 0..LAST_FETCH_TRIES {
-            match self.connection.fetch_adapter(version, Arc::clone(&layout)).await {
+            match self.download(version, end.adapter_digest, Arc::clone(&layout)).await {
                 Ok(adapter) => return (self.watch)(Event::Adapter { version, lora, adapter }),
                 Err(CallError::Unavailable { message, after }) => {
                     reason = message;

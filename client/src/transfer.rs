@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use floret_core::{Adapter, ClientUpdate, Digest, Layout, SignedReceipt, Version};
-use floret_proto::convert::{self, ReportHeader};
+use floret_core::{Adapter, ClientUpdate, Digest, Layout, Payload, SignedReceipt, Version};
+use floret_proto::convert::{self, FetchRequest, ReportHeader};
 use floret_proto::gather::Pieces;
 use floret_proto::limits::CHUNK_BYTES;
 use floret_proto::v1;
@@ -27,7 +27,25 @@ pub struct Download {
     version: Version,
     digest: Option<Digest>,
     layout: Arc<Layout>,
+    /// An adapter that the device holds: steps may lead from it to the one wanted.
+    held: Option<Adapter>,
+    /// What has come.
+    begun: Option<Begun>,
+}
+
+/// What the server sends, as its first chunk tells.
+#[derive(Debug)]
+struct Begun {
+    /// Lengths of the steps; none if it sends the adapter itself.
+    steps: Vec<usize>,
     pieces: Pieces,
+}
+
+impl Begun {
+    fn new(steps: Vec<usize>, layout: &Layout) -> Self {
+        let want = if steps.is_empty() { layout.bytes() } else { steps.iter().sum() };
+        Self { steps, pieces: Pieces::new(want) }
+    }
 }
 
 impl Download {
@@ -35,31 +53,94 @@ impl Download {
     /// anew: the bytes on the server may be others by then.
     #[must_use]
     pub fn new(version: Version, digest: Option<Digest>, layout: Arc<Layout>) -> Self {
-        let pieces = Pieces::new(layout.bytes());
-        Self { version, digest, layout, pieces }
+        Self { version, digest, layout, held: None, begun: None }
+    }
+
+    /// The same from a device that holds an adapter of this layout already.
+    #[must_use]
+    pub fn holding(self, held: Option<Adapter>) -> Self {
+        let fits = |held: &Adapter| held.layout().digest() == self.layout.digest();
+        // Only a digest tells whether steps led where they should.
+        let held = held.filter(|held| self.digest.is_some() && fits(held));
+        Self { held, ..self }
     }
 
     /// Whether it is of this adapter.
-    pub(crate) fn is_of(&self, digest: Digest) -> bool {
-        self.digest == Some(digest)
+    pub(crate) fn is_of(&self, digest: Option<Digest>) -> bool {
+        digest.is_some() && self.digest == digest
     }
 
-    fn request(&mut self) -> v1::FetchAdapterRequest {
+    fn request(&mut self) -> FetchRequest {
         if self.digest.is_none() {
-            self.pieces = Pieces::new(self.layout.bytes());
+            self.begun = None;
         }
-        v1::FetchAdapterRequest {
-            version: self.version.0,
-            adapter_digest: self.digest.map_or_else(Vec::new, |digest| digest.0.to_vec()),
-            offset: self.pieces.received() as u64,
+        FetchRequest {
+            version: self.version,
+            digest: self.digest,
+            offset: self.begun.as_ref().map_or(0, |begun| begun.pieces.received()),
+            held: self.held.as_ref().map(Adapter::digest),
         }
+    }
+
+    /// Takes the first chunk of an answer: it says what the server sends.
+    fn begin(&mut self, first: &v1::AdapterChunk) -> Result<(), CallError> {
+        let steps = convert::step_lengths(first, self.layout.bytes());
+        let steps = steps.map_err(|error| broken(&error))?;
+        match &self.begun {
+            // A server that has started again sends the whole: what came before is no part of that.
+            Some(begun) if begun.steps != steps => {
+                self.begun = None;
+                Err(anew("the server sends the adapter in another form now"))
+            }
+            Some(_) => Ok(()),
+            None if !steps.is_empty() && self.held.is_none() => {
+                Err(CallError::Contract("steps came, and this device holds no adapter".to_owned()))
+            }
+            None => {
+                self.begun = Some(Begun::new(steps, &self.layout));
+                Ok(())
+            }
+        }
+    }
+
+    fn push(&mut self, chunk: &v1::AdapterChunk) -> Result<(), CallError> {
+        let layout = &self.layout;
+        let begun = self.begun.get_or_insert_with(|| Begun::new(Vec::new(), layout));
+        begun.pieces.push(&chunk.data).map_err(|error| broken(&error))
     }
 
     fn finish(&mut self) -> Result<Adapter, CallError> {
-        let pieces = std::mem::replace(&mut self.pieces, Pieces::new(self.layout.bytes()));
+        let begun = self.begun.take();
+        let Begun { steps, pieces } = begun.unwrap_or_else(|| Begun::new(Vec::new(), &self.layout));
         let bytes = pieces.finish().map_err(|error| broken(&error))?;
-        Adapter::from_bytes(Arc::clone(&self.layout), &bytes).map_err(|error| broken(&error))
+        let Some(held) = self.held.take().filter(|_| !steps.is_empty()) else {
+            let layout = Arc::clone(&self.layout);
+            return Adapter::from_bytes(layout, &bytes).map_err(|error| broken(&error));
+        };
+        // Without the adapter that they start from, the next try fetches the whole.
+        let adapter = walk(held, &steps, &bytes).map_err(|error| anew(&error.to_string()))?;
+        match self.digest {
+            Some(want) if want != adapter.digest() => Err(anew("it is not the one of the plan")),
+            _ => Ok(adapter),
+        }
     }
+}
+
+/// The adapter that steps of these lengths lead to.
+fn walk(held: Adapter, steps: &[usize], mut bytes: &[u8]) -> Result<Adapter, Box<dyn Error>> {
+    let layout = Arc::clone(held.layout());
+    steps.iter().try_fold(held, |adapter, length| {
+        let (step, rest) = bytes.split_at_checked(*length).ok_or("a step is cut short")?;
+        bytes = rest;
+        let step = Payload::from_bytes(step.to_vec()).decode(&layout)?;
+        Ok(adapter.plus(&step)?)
+    })
+}
+
+/// A download that must begin anew.
+fn anew(problem: &str) -> CallError {
+    let message = format!("the adapter came, and {problem}: it is fetched again");
+    CallError::Unavailable { message, after: None }
 }
 
 fn broken(error: &dyn Error) -> CallError {
@@ -89,15 +170,19 @@ impl Connection {
     }
 
     async fn receive_adapter(&mut self, download: &mut Download) -> Result<Adapter, CallError> {
-        let request = download.request();
+        let request = v1::FetchAdapterRequest::from(download.request());
         self.traffic().sent(&request);
         let chunks = timeout(STALL, self.client.fetch_adapter(request)).await;
         let mut chunks = chunks.map_err(|_| too_slow(STALL))?.map_err(explain)?.into_inner();
+        let mut is_first = true;
         loop {
             let next = timeout(STALL, chunks.message()).await;
             let Some(chunk) = next.map_err(|_| too_slow(STALL))?.map_err(explain)? else { break };
             self.traffic().received(&chunk);
-            download.pieces.push(&chunk.data).map_err(|error| broken(&error))?;
+            if std::mem::take(&mut is_first) {
+                download.begin(&chunk)?;
+            }
+            download.push(&chunk)?;
         }
         download.finish()
     }

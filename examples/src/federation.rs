@@ -125,7 +125,12 @@ pub async fn run(
             bytes_down,
         })
         .collect();
-    let end = RunEnd { completed: end.completed, version: end.version, message: end.message };
+    let end = RunEnd {
+        completed: end.completed,
+        version: end.version,
+        adapter_digest: Some(adapter.digest()),
+        message: end.message,
+    };
     Ok(Outcome {
         end,
         devices,

@@ -31,6 +31,12 @@ fn optional_digest(field: &'static str, bytes: &[u8]) -> Result<Option<Digest>, 
     if bytes.is_empty() { Ok(None) } else { digest(field, bytes).map(Some) }
 }
 
+/// No digest is an empty field.
+#[must_use]
+pub fn digest_bytes(digest: Option<Digest>) -> Vec<u8> {
+    digest.map_or_else(Vec::new, |digest| digest.0.to_vec())
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -250,22 +256,73 @@ impl From<StandingRequest> for v1::StandingRequest {
         Self {
             run: request.run.to_string(),
             round: request.round.0,
-            payload_digest: request.payload_digest.map_or_else(Vec::new, |it| it.0.to_vec()),
+            payload_digest: digest_bytes(request.payload_digest),
         }
     }
 }
 
-/// The request of a download: its version, the adapter's digest if the device knows it, and the byte
-/// at which to begin.
+/// The request of a download, checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FetchRequest {
+    /// Version of the adapter.
+    pub version: Version,
+    /// Its digest, if the device knows it.
+    pub digest: Option<Digest>,
+    /// The byte at which to begin.
+    pub offset: usize,
+    /// Digest of an adapter that the device holds.
+    pub held: Option<Digest>,
+}
+
+impl TryFrom<v1::FetchAdapterRequest> for FetchRequest {
+    type Error = InvalidMessage;
+
+    fn try_from(request: v1::FetchAdapterRequest) -> Result<Self, InvalidMessage> {
+        Ok(Self {
+            version: Version(request.version),
+            digest: optional_digest("adapter_digest", &request.adapter_digest)?,
+            offset: usize::try_from(request.offset).unwrap_or(usize::MAX),
+            held: optional_digest("held_digest", &request.held_digest)?,
+        })
+    }
+}
+
+impl From<FetchRequest> for v1::FetchAdapterRequest {
+    fn from(request: FetchRequest) -> Self {
+        Self {
+            version: request.version.0,
+            adapter_digest: digest_bytes(request.digest),
+            offset: request.offset as u64,
+            held_digest: digest_bytes(request.held),
+        }
+    }
+}
+
+/// Lengths of the steps that an adapter's first chunk announces, for an adapter of `adapter_bytes`; none
+/// for the adapter itself.
+///
+/// # Errors
+/// Steps that are larger than the adapter itself, all together.
+pub fn step_lengths(
+    chunk: &v1::AdapterChunk,
+    adapter_bytes: usize,
+) -> Result<Vec<usize>, InvalidMessage> {
+    let mut left = adapter_bytes as u64;
+    for length in &chunk.step_bytes {
+        left = left.checked_sub(*length).ok_or_else(|| {
+            invalid("step_bytes", format!("are more than the adapter's {adapter_bytes} bytes"))
+        })?;
+    }
+    // Each fits, since all together do.
+    Ok(chunk.step_bytes.iter().map(|length| *length as usize).collect())
+}
+
+/// Digest of a run's last adapter, if the server has told it.
 ///
 /// # Errors
 /// A digest of another length than a digest's.
-pub fn fetch_request(
-    request: &v1::FetchAdapterRequest,
-) -> Result<(Version, Option<Digest>, usize), InvalidMessage> {
-    let digest = optional_digest("adapter_digest", &request.adapter_digest)?;
-    let offset = usize::try_from(request.offset).unwrap_or(usize::MAX);
-    Ok((Version(request.version), digest, offset))
+pub fn end_digest(end: &v1::RunEnd) -> Result<Option<Digest>, InvalidMessage> {
+    optional_digest("adapter_digest", &end.adapter_digest)
 }
 
 /// That an update is awaited, of which `received` bytes are kept.
@@ -394,7 +451,7 @@ mod tests {
             assert_eq!(StandingRequest::try_from(message).unwrap(), request);
         }
         let short = v1::FetchAdapterRequest { adapter_digest: vec![1; 31], ..Default::default() };
-        let error = fetch_request(&short).unwrap_err().to_string();
+        let error = FetchRequest::try_from(short).unwrap_err().to_string();
         assert!(error.contains("adapter_digest"), "{error}");
     }
 

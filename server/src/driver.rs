@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::record_log;
 use crate::service::transfers::Room;
+use crate::steps::Steps;
 use crate::store::{RunStore, StoreError};
 
 /// Longest wait of the driver, and least age at which a status is published anew without news.
@@ -56,12 +57,14 @@ pub struct PublishedAdapter {
     pub digest: Digest,
     /// f32 little-endian values in layout order.
     pub bytes: Bytes,
+    /// What leads to it from earlier versions.
+    pub(crate) steps: Steps,
 }
 
 impl PublishedAdapter {
-    fn new(version: Version, adapter: &Adapter) -> Arc<Self> {
+    fn new(version: Version, adapter: &Adapter, steps: Steps) -> Arc<Self> {
         let bytes = adapter.to_bytes().into();
-        Arc::new(Self { version, digest: adapter.digest(), bytes })
+        Arc::new(Self { version, digest: adapter.digest(), bytes, steps })
     }
 }
 
@@ -131,7 +134,7 @@ impl Driver {
         let state = keeper.coordinator.state();
         let first = Published {
             status: keeper.coordinator.status(keeper.clock.now()),
-            adapter: PublishedAdapter::new(state.version, &state.adapter),
+            adapter: PublishedAdapter::new(state.version, &state.adapter, Steps::default()),
             failure: None,
         };
         metrics.observe(&first.status);
@@ -139,7 +142,9 @@ impl Driver {
         let (publisher, published) = watch::channel(first);
         let now = Instant::now();
         let (phase_since, published_at) = (now, now);
-        let owner = Owner { keeper, inbox, publisher, turner, metrics, phase_since, published_at };
+        let steps = Steps::default();
+        let owner =
+            Owner { keeper, inbox, publisher, turner, steps, metrics, phase_since, published_at };
         let thread = std::thread::Builder::new().name("floret-driver".into());
         let thread = thread.spawn(move || owner.run())?;
         Ok(Self { handle: DriverHandle { commands }, published, turns, thread })
@@ -162,6 +167,7 @@ struct Owner {
     inbox: Receiver<Command>,
     publisher: watch::Sender<Published>,
     turner: watch::Sender<Turn>,
+    steps: Steps,
     metrics: Arc<Metrics>,
     phase_since: Instant,
     published_at: Instant,
@@ -240,6 +246,7 @@ impl Owner {
         for record in records {
             record_log::log(&record);
             self.time_phase(&record);
+            self.keep_step(&record);
             self.keeper.coordinator.apply(&record);
             batch.records.push(record);
         }
@@ -269,6 +276,17 @@ impl Owner {
         Ok(())
     }
 
+    fn keep_step(&mut self, record: &Record) {
+        let Record::RoundCommitted { summary, after } = record else { return };
+        match &after.step {
+            Some(step) => {
+                let whole = after.adapter.layout().bytes();
+                self.steps.push(summary.adapter_before, step, whole);
+            }
+            None => self.steps = Steps::default(),
+        }
+    }
+
     fn time_phase(&mut self, record: &Record) {
         let ended = match record {
             Record::RoundOpened { .. } => "selecting",
@@ -295,7 +313,8 @@ impl Owner {
         self.publisher.send_modify(|published| {
             published.status = status;
             if published.adapter.version != state.version {
-                published.adapter = PublishedAdapter::new(state.version, &state.adapter);
+                let steps = self.steps.clone();
+                published.adapter = PublishedAdapter::new(state.version, &state.adapter, steps);
             }
         });
         self.turner.send_if_modified(|last| std::mem::replace(last, turn) != turn);

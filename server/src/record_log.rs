@@ -21,8 +21,8 @@ pub(crate) fn log(record: &Record) {
             warn!(%client, reason = code, detail = reason, "update refused");
         }
         Record::Declined { client, reason } => info!(%client, reason, "assignment declined"),
-        Record::RoundCommitted { summary, adapter, .. } => {
-            let adapter = adapter.digest().short();
+        Record::RoundCommitted { summary, after } => {
+            let adapter = after.adapter.digest().short();
             info!(version = %summary.base_version.next(), adapter, "new adapter");
             closed(summary, "round committed");
         }

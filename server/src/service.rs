@@ -15,7 +15,7 @@ use std::time::Duration;
 use floret_aggregator::ledger::Scribe;
 use floret_aggregator::{Input, Reply};
 use floret_core::payload::Compression;
-use floret_core::{ClientId, Round, RunId};
+use floret_core::{ClientId, Digest, Round, RunId, Version};
 use floret_proto::limits::{PROTOCOL, REASON_BYTES_MAX};
 use floret_proto::v1::federation_server::Federation;
 use floret_proto::{convert, v1};
@@ -152,6 +152,7 @@ impl Service {
                 completed: end.completed,
                 version: end.version.0,
                 message: end.message,
+                adapter_digest: convert::digest_bytes(self.served(end.version)),
             }),
             Reply::Accepted(_) | Reply::Awaited(_) | Reply::DeclineNoted => {
                 return Err(Refusal::Stopped);
@@ -160,6 +161,12 @@ impl Service {
         let told = matches!(answer, v1::check_in_response::Answer::End(_));
         self.attendance.note(client, told);
         Ok(v1::CheckInResponse { answer: Some(answer) })
+    }
+
+    /// Digest of the adapter of `version`, if that is served.
+    fn served(&self, version: Version) -> Option<Digest> {
+        let adapter = &self.published.borrow().adapter;
+        (adapter.version == version).then_some(adapter.digest)
     }
 
     async fn tell_standing(

@@ -3,7 +3,7 @@
 //! ```text
 //! run.redb      the truth: the run between two rounds, and the records of the open round
 //! updates/      payloads of the open round, and of rounds whose updates are retained
-//! adapters/     adapters and moments of the server optimizer as files of f32, named by the database with their digests
+//! adapters/     adapters, moments and residuals as files of f32, named by the database with their digests
 //! ledger.jsonl  the signed ledger
 //! run.json      a copy for programs that read beside a running server
 //! ```
@@ -20,6 +20,7 @@ pub(crate) mod updates;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use floret_aggregator::advance::After;
 use floret_aggregator::ledger::{Fact, Head, Scribe, Settings};
 use floret_aggregator::{Admitted, Moments, Record, RoundSummary, RunState};
 use floret_core::{Adapter, ClientId, Digest, Layout, Receipt, Round, Time, Version, json};
@@ -30,7 +31,9 @@ use serde::de::DeserializeOwned;
 
 pub use error::StoreError;
 use rows::Row;
-use saved::{ADAPTERS, FORMAT, adapter_file, momentum_file, second_moment_file, write_values};
+use saved::{
+    ADAPTERS, FORMAT, adapter_file, momentum_file, residual_file, second_moment_file, write_values,
+};
 pub use saved::{Kept, SavedRun};
 use updates::{UPDATES, Updates};
 
@@ -145,7 +148,9 @@ impl RunStore {
         let adapters = match &self.saved {
             Some(saved) => saved.adapters.clone(),
             None => {
-                let kept = self.write_adapter(state.version, &state.adapter, &state.moments)?;
+                let RunState { version, adapter, moments, .. } = state;
+                let residual = state.residual.as_deref();
+                let kept = self.write_adapter(*version, adapter, moments, residual)?;
                 BTreeMap::from([(state.version, kept)])
             }
         };
@@ -202,15 +207,17 @@ impl RunStore {
         version: Version,
         adapter: &Adapter,
         moments: &Moments,
+        residual: Option<&[f32]>,
     ) -> Result<Kept, StoreError> {
         let write = |name: String, values: &[f32]| write_values(&*self.disk, &name, values);
-        let second = moments.second.as_ref();
+        let second = moments.second.as_deref();
+        let second = second.map(|second| write(second_moment_file(version), second));
+        let residual = residual.map(|residual| write(residual_file(version), residual));
         Ok(Kept {
             adapter: write(adapter_file(version), adapter.values())?,
             momentum: write(momentum_file(version), &moments.first)?,
-            second_moment: second
-                .map(|second| write(second_moment_file(version), second))
-                .transpose()?,
+            second_moment: second.transpose()?,
+            residual: residual.transpose()?,
         })
     }
 
@@ -236,8 +243,10 @@ impl RunStore {
                 let (client, receipt) = (client.clone(), receipt.clone());
                 transaction.rows.push(Row::Accepted { client, receipt, end });
             }
-            Record::RoundCommitted { summary, adapter, moments } => {
-                let kept = self.write_adapter(summary.base_version.next(), adapter, moments)?;
+            Record::RoundCommitted { summary, after } => {
+                let After { adapter, moments, residual, .. } = &**after;
+                let version = summary.base_version.next();
+                let kept = self.write_adapter(version, adapter, moments, residual.as_deref())?;
                 self.close(summary, Some(kept), state, transaction)?;
             }
             Record::RoundAbandoned { summary } => self.close(summary, None, state, transaction)?,
@@ -404,6 +413,7 @@ impl floret_aggregator::Store for RunStore {
             round: saved.round,
             adapter: saved.adapter(&*self.disk, layout, None)?,
             moments: saved.moments(&*self.disk, layout, saved.version)?,
+            residual: saved.residual(&*self.disk, layout, saved.version)?,
             abandoned_in_a_row: saved.abandoned_in_a_row,
             totals: saved.totals,
             concerns: saved.concerns.clone(),

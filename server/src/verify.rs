@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use floret_aggregator::Admitted;
+use floret_aggregator::advance::{Before, advance};
 use floret_aggregator::combine::WeightedMean;
 use floret_aggregator::ledger::{self, BrokenLedger, Entry, Fact, RoundEntry, Settings};
 use floret_core::Layout;
-use floret_core::{Adapter, Digest, PublicKey, Version};
+use floret_core::{Digest, PublicKey, Version};
 use floret_store::{Disk, ReadFolder, blob};
 
 use crate::config::Config;
@@ -98,6 +99,7 @@ pub fn verify_run(
         }
         saved.adapter(disk, layout, Some(*version)).map_err(|error| differs(error.to_string()))?;
         saved.moments(disk, layout, *version).map_err(|error| differs(error.to_string()))?;
+        saved.residual(disk, layout, *version).map_err(|error| differs(error.to_string()))?;
         verified.adapters += 1;
     }
     for (entry, round, settings) in rounds(&entries) {
@@ -199,7 +201,7 @@ fn recompute(
     for accepted in &round.accepted {
         weights.entry(accepted.payload).or_default().push(accepted.weight);
     }
-    let (clip, optimizer) = (settings.aggregation.clip_norm, settings.aggregation.server_optimizer);
+    let clip = settings.aggregation.clip_norm;
     let mut mean = WeightedMean::new(layout.len());
     let mut problem = None;
     updates::read_all(disk, round.round, |payload| {
@@ -220,9 +222,11 @@ fn recompute(
     let delta = mean.over(settings.mode.divisor(mean.weight()), clip);
     let before = saved.adapter(disk, layout, Some(version)).map_err(read)?;
     let moments = saved.moments(disk, layout, version).map_err(read)?;
-    let (values, _) = optimizer.step(before.values(), &moments, &delta);
-    let after = Adapter::new(Arc::clone(layout), values).map_err(|e| failed(e.to_string()))?;
-    if after.digest() != round.adapter_after {
+    let residual = saved.residual(disk, layout, version).map_err(read)?;
+    let before = Before { adapter: &before, moments: &moments, residual: residual.as_deref() };
+    let after = advance(before, &settings.aggregation, round.round, &delta);
+    let after = after.map_err(|error| failed(error.to_string()))?;
+    if after.adapter.digest() != round.adapter_after {
         return Err(failed("the updates that are kept give another adapter".to_owned()));
     }
     Ok(true)

@@ -6,7 +6,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use floret_core::Digest;
+use floret_core::payload::Compression;
+use floret_core::{Adapter, Digest, Payload};
 use floret_proto::limits::RETRY_AFTER_KEY;
 use floret_proto::v1;
 use floret_proto::v1::report_chunk::Part;
@@ -91,7 +92,7 @@ async fn a_download_begins_at_the_byte_that_is_asked_for() {
     for offset in [1, 100_000, total - 1, total] {
         let digest = adapter.digest.0.to_vec();
         let request =
-            v1::FetchAdapterRequest { version: 0, adapter_digest: digest, offset: offset as u64 };
+            v1::FetchAdapterRequest { adapter_digest: digest, ..fetch_from(0, offset as u64) };
         let mut stream = client.fetch_adapter(request).await.unwrap().into_inner();
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.message().await.unwrap() {
@@ -264,4 +265,61 @@ async fn a_slow_download_makes_way_too() {
     assert_eq!(passing.await.unwrap().unwrap(), adapter.bytes);
     assert!(!got.is_empty() && got[..] == adapter.bytes[..got.len()], "{} bytes", got.len());
     server.stop().await.unwrap();
+}
+
+/// A device that holds an earlier version gets the steps that lead from there, and has the server's
+/// adapter bit for bit.
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_lead_from_the_adapter_held_to_the_one_wanted() {
+    let mut site = Site::new(512);
+    site.config.run.rounds = 3;
+    site.config.aggregation.download_compression = Compression::Int8;
+    let (site, server, mut client) = training(site).await;
+    let layout = site.layout();
+    let adapter = |bytes: &[u8]| Adapter::from_bytes(layout.clone(), bytes).unwrap();
+    let first = adapter(&server.adapter().bytes);
+    let mut held = Vec::new();
+    for round in 1..=2u32 {
+        held.push(adapter(&server.adapter().bytes));
+        send(&mut client, chunks(round, &site.payload(0.01 * round as f32))).await.unwrap();
+        assert_eq!(work(&mut client).await.unwrap().version.0, u64::from(round));
+    }
+    let last = server.adapter();
+    for (steps, held) in [(2, &held[0]), (1, &held[1])] {
+        let request =
+            v1::FetchAdapterRequest { held_digest: held.digest().0.to_vec(), ..fetch_from(2, 0) };
+        let mut stream = client.fetch_adapter(request).await.unwrap().into_inner();
+        let (mut lengths, mut bytes) = (Vec::new(), Vec::new());
+        while let Some(chunk) = stream.message().await.unwrap() {
+            assert!(lengths.is_empty() || chunk.step_bytes.is_empty());
+            lengths.extend(chunk.step_bytes);
+            bytes.extend_from_slice(&chunk.data);
+        }
+        assert_eq!(lengths.len(), steps);
+        assert!(bytes.len() * 2 < last.bytes.len(), "{} bytes", bytes.len());
+        let mut rest = &bytes[..];
+        let reached = lengths.iter().fold(held.clone(), |adapter, length| {
+            let (step, behind) = rest.split_at(*length as usize);
+            rest = behind;
+            adapter.plus(&Payload::from_bytes(step.to_vec()).decode(&layout).unwrap()).unwrap()
+        });
+        assert_eq!((reached.digest(), rest.len()), (last.digest, 0));
+    }
+    let unknown = Digest::of(b"unknown").0.to_vec();
+    let request = v1::FetchAdapterRequest { held_digest: unknown, ..fetch_from(2, 0) };
+    let chunk = client.fetch_adapter(request).await.unwrap().into_inner().message().await;
+    assert!(chunk.unwrap().unwrap().step_bytes.is_empty());
+    server.stop().await.unwrap();
+
+    // A server that has started again has no steps: the whole is sent, and the residual is not lost.
+    let server = site.start().await;
+    assert_eq!(server.adapter().digest, last.digest);
+    let mut client = site.device(&server, "phone").await;
+    let held_digest = first.digest().0.to_vec();
+    let request = v1::FetchAdapterRequest { held_digest, ..fetch_from(2, 0) };
+    let chunk = client.fetch_adapter(request).await.unwrap().into_inner().message().await;
+    assert!(chunk.unwrap().unwrap().step_bytes.is_empty());
+    server.stop().await.unwrap();
+    let residual = site.home.state().join("adapters/residual-00000002.f32");
+    assert_eq!(std::fs::metadata(residual).unwrap().len(), layout.bytes() as u64);
 }

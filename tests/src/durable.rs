@@ -90,7 +90,10 @@ pub fn everyone(devices: u32, rounds: u32) -> RunConfig {
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_secs(3),
         },
-        aggregation: Aggregation::default(),
+        aggregation: Aggregation {
+            download_compression: Compression::Int8,
+            ..Aggregation::default()
+        },
     }
 }
 

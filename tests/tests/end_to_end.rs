@@ -122,6 +122,7 @@ async fn a_run_completes_among_devices_that_fail() {
 
 fn toy_settings(stage: &mut Stage, rounds: u32, devices: u32) {
     stage.config.run.rounds = rounds;
+    stage.config.aggregation.download_compression = Compression::Int8;
     stage.config.cohort =
         CohortConfig { size: devices, quorum: devices, ..CohortConfig::default() };
 }
@@ -152,6 +153,7 @@ async fn a_buffered_run_completes() {
     stage.config.run.rounds = 5;
     stage.config.run.mode = ModeName::Buffered;
     stage.config.run.retain_updates_rounds = 5;
+    stage.config.aggregation.download_compression = Compression::Int8;
     stage.config.buffered = BufferedConfig { buffer: 3, max_staleness: 4, concurrency: 5 };
     let server = stage.start("127.0.0.1:0").await;
     while server.status().phase != "buffering" {

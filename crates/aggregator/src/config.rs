@@ -107,11 +107,25 @@ pub struct Aggregation {
     pub max_examples: u32,
     /// How the combined delta moves the adapter.
     pub server_optimizer: ServerOptimizer,
+    /// How the adapter's steps are encoded for devices that hold an earlier version: what they hold
+    /// then is what everyone holds.
+    #[serde(skip_serializing_if = "is_none")]
+    pub download_compression: Compression,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_none(compression: &Compression) -> bool {
+    *compression == Compression::None
 }
 
 impl Default for Aggregation {
     fn default() -> Self {
-        Self { clip_norm: 10.0, max_examples: 10_000, server_optimizer: ServerOptimizer::default() }
+        Self {
+            clip_norm: 10.0,
+            max_examples: 10_000,
+            server_optimizer: ServerOptimizer::default(),
+            download_compression: Compression::None,
+        }
     }
 }
 

@@ -3,12 +3,11 @@
 mod status;
 
 use floret_core::seed::Purpose;
-use floret_core::{
-    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, RunId, Time, Version,
-};
+use floret_core::{ClientId, ClientUpdate, Digest, Layout, Plan, Round, RunId, Time, Version};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::advance::{Before, advance};
 use crate::config::{InvalidRun, Mode, RunConfig};
 use crate::message::{Input, Record, Rejection, Reply, RoundSummary, Step};
 use crate::phase::admission::{Standing, answer, repeat};
@@ -42,7 +41,7 @@ impl Coordinator {
     ) -> Result<Self, InvalidRun> {
         config.validate()?;
         let (want, got) = (layout.digest(), state.adapter.layout().digest());
-        if want != got || !state.moments.fit(layout.len()) {
+        if want != got || !state.moments.fit(layout.len()) || !fits(&state.residual, &layout) {
             let (want, got) = (want.short(), got.short());
             return Err(InvalidRun::OtherLayout { want, got });
         }
@@ -284,17 +283,16 @@ impl Coordinator {
 
     fn commit(&self, round: &dyn OpenRound, now: Time, reason: String) -> Vec<Record> {
         let delta = round.combined(&self.config);
-        let optimizer = self.config.aggregation.server_optimizer;
-        let state = &self.state;
-        let (values, moments) = optimizer.step(state.adapter.values(), &state.moments, &delta);
-        let adapter = match Adapter::new(Arc::clone(&self.layout), values) {
-            Ok(adapter) => adapter,
+        let RunState { adapter, moments, .. } = &self.state;
+        let before = Before { adapter, moments, residual: self.state.residual.as_deref() };
+        let after = match advance(before, &self.config.aggregation, self.state.round, &delta) {
+            Ok(after) => after,
             // Clipped deltas and bounded settings keep this finite for any run of sane length.
             Err(error) => return self.abandon(round, now, error.to_string()),
         };
-        let version = state.version.next();
+        let version = self.state.version.next();
         let summary = round.summary(self.closing(now, true, reason));
-        let mut records = vec![Record::RoundCommitted { summary, adapter, moments }];
+        let mut records = vec![Record::RoundCommitted { summary, after: Box::new(after) }];
         if version.0 >= u64::from(self.config.rounds) {
             records.push(Record::RunEnded(all_committed(&self.config, version)));
         }
@@ -356,12 +354,13 @@ impl Coordinator {
                 buffering.declined(client, reason.clone());
             }
             (
-                Record::RoundCommitted { summary, adapter, moments },
+                Record::RoundCommitted { summary, after },
                 Phase::Training(_) | Phase::Buffering(_),
             ) => {
                 self.state.version = self.state.version.next();
-                self.state.adapter = adapter.clone();
-                self.state.moments.clone_from(moments);
+                self.state.adapter = after.adapter.clone();
+                self.state.moments.clone_from(&after.moments);
+                self.state.residual.clone_from(&after.residual);
                 self.state.abandoned_in_a_row = 0;
                 self.close_round(summary);
             }
@@ -405,6 +404,11 @@ impl Coordinator {
         self.state.concerns.closed(summary);
         self.state.keep_receipts(summary);
     }
+}
+
+/// Whether a residual is one of this layout.
+fn fits(residual: &Option<Vec<f32>>, layout: &Layout) -> bool {
+    residual.as_ref().is_none_or(|residual| residual.len() == layout.len())
 }
 
 fn all_committed(config: &RunConfig, version: Version) -> RunEnd {

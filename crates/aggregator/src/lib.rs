@@ -11,10 +11,11 @@
 //! - [`coordinator`]: the state machine; [`phase`] holds one file for each phase
 //! - [`message`]: what goes in and what comes out
 //! - [`clipped`]: the only form in which a delta is ever summed
-//! - [`combine`], [`server_optimizer`]: the two axes of a strategy
+//! - [`combine`], [`server_optimizer`]: the two axes of a strategy; [`advance`]: what they lead to
 //! - [`state`], [`store`]: what outlives a round, and where it is kept
 //! - [`ledger`]: what is on the record; [`concerns`]: what people should hear of
 
+pub mod advance;
 pub mod clipped;
 pub mod combine;
 pub mod concerns;

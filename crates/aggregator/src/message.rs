@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use floret_core::payload::InvalidPayload;
-use floret_core::{
-    Adapter, ClientId, ClientUpdate, Digest, Plan, Receipt, Round, RunId, Time, Version,
-};
+use floret_core::{ClientId, ClientUpdate, Digest, Plan, Receipt, Round, RunId, Time, Version};
 use serde::Serialize;
 
+use crate::advance::After;
 use crate::clipped::{Admitted, InvalidUpdate};
-use crate::server_optimizer::Moments;
 use crate::state::{Assignment, RunEnd};
 
 /// What a client says. Its identity comes from its certificate, beside it.
@@ -212,10 +210,8 @@ pub enum Record {
     RoundCommitted {
         /// What happened in it.
         summary: RoundSummary,
-        /// The new adapter.
-        adapter: Adapter,
-        /// What the server optimizer remembers.
-        moments: Moments,
+        /// The new adapter, with what its next step needs.
+        after: Box<After>,
     },
     /// A round gave nothing.
     RoundAbandoned {

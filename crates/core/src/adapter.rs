@@ -96,6 +96,18 @@ impl Adapter {
         Self::new(layout, words.iter().map(|word| f32::from_le_bytes(*word)).collect())
     }
 
+    /// This adapter with `step` added, value by value in f32.
+    ///
+    /// # Errors
+    /// A wrong number of values, or a sum that is not finite.
+    pub fn plus(&self, step: &[f32]) -> Result<Self, InvalidAdapter> {
+        if step.len() != self.values.len() {
+            return Err(InvalidAdapter::Length { want: self.values.len(), got: step.len() });
+        }
+        let values = self.values.iter().zip(step).map(|(value, change)| value + change).collect();
+        Self::new(Arc::clone(&self.layout), values)
+    }
+
     /// The values as f32 little-endian bytes in layout order.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {

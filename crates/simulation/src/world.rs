@@ -205,10 +205,12 @@ impl<T: Trainer, S: Store> World<T, S> {
             Ok(Reply::ComeBack { earliest, latest }) => {
                 Input::ComeBack(self.devices[index].draws.within(earliest, latest))
             }
-            Ok(Reply::RunEnded(end)) => {
-                let (completed, version) = (end.completed, end.version);
-                Input::RunEnded(RunEnd { completed, version, message: end.message })
-            }
+            Ok(Reply::RunEnded(end)) => Input::RunEnded(RunEnd {
+                completed: end.completed,
+                version: end.version,
+                adapter_digest: None,
+                message: end.message,
+            }),
             Ok(Reply::Accepted(_) | Reply::Awaited(_) | Reply::DeclineNoted) | Err(_) => {
                 Input::ComeBack(latency)
             }

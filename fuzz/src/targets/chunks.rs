@@ -103,7 +103,10 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         chunk(Part::Header(header.into()))
     };
     let header = |payload_bytes| header_at(0, payload_bytes);
-    let piece = |length| v1::AdapterChunk { data: vec![0x3d; length].into() }.encode_to_vec();
+    let piece = |length| {
+        let data = vec![0x3d; length].into();
+        v1::AdapterChunk { data, step_bytes: Vec::new() }.encode_to_vec()
+    };
     let size = layouts()[0].bytes();
     vec![
         ("report", frames(0, 200, &[header(6), data(b"ab"), data(b"cdef")])),

@@ -29,6 +29,7 @@ fn run(data: &[u8]) -> bool {
         0 => v1::Plan::decode(bytes).is_ok_and(plan),
         1 => v1::CheckInResponse::decode(bytes).is_ok_and(|message| match message.answer {
             Some(Answer::Plan(message)) => plan(message),
+            Some(Answer::End(end)) => convert::end_digest(&end).is_ok(),
             answer => answer.is_some(),
         }),
         2 => v1::CheckInRequest::decode(bytes).is_ok_and(|message| {
@@ -42,8 +43,10 @@ fn run(data: &[u8]) -> bool {
             })
         }),
         5 => v1::DeclineRequest::decode(bytes).is_ok(),
-        6 => v1::FetchAdapterRequest::decode(bytes)
-            .is_ok_and(|message| convert::fetch_request(&message).is_ok()),
+        6 => v1::FetchAdapterRequest::decode(bytes).is_ok_and(|message| {
+            convert::FetchRequest::try_from(message.clone())
+                .is_ok_and(|request| v1::FetchAdapterRequest::from(request) == message)
+        }),
         7 => v1::StandingRequest::decode(bytes).is_ok_and(|message| {
             convert::StandingRequest::try_from(message.clone())
                 .is_ok_and(|request| v1::StandingRequest::from(request) == message)
@@ -52,7 +55,10 @@ fn run(data: &[u8]) -> bool {
             Some(Standing::Receipt(receipt)) => convert::receipt(&receipt).is_ok(),
             standing => standing.is_some(),
         }),
-        _ => v1::AdapterChunk::decode(bytes).is_ok(),
+        _ => v1::AdapterChunk::decode(bytes).is_ok_and(|chunk| {
+            convert::step_lengths(&chunk, PAYLOAD_MAX)
+                .is_ok_and(|lengths| lengths.iter().sum::<usize>() <= PAYLOAD_MAX)
+        }),
     }
 }
 
@@ -83,7 +89,12 @@ fn limit(data: &[u8]) -> usize {
 
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let with = |kind: u8, message: &dyn Fn() -> Vec<u8>| [vec![kind], message()].concat();
-    let end = v1::RunEnd { completed: true, version: 7, message: "the run is complete".into() };
+    let end = v1::RunEnd {
+        completed: true,
+        version: 7,
+        message: "the run is complete".into(),
+        adapter_digest: Digest::of(b"a").0.to_vec(),
+    };
     let answer = |answer| v1::CheckInResponse { answer: Some(answer) }.encode_to_vec();
     let receipt = Receipt {
         round: Round(3),
@@ -112,6 +123,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         version: 1 << 40,
         adapter_digest: Digest::of(b"a").0.to_vec(),
         offset: 4096,
+        held_digest: Digest::of(b"h").0.to_vec(),
     };
     let decline = v1::DeclineRequest { round: 3, reason: "low battery".into() };
     let data = vec![0, 0, 128, 63];
@@ -147,7 +159,10 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("standing-over", with(8, &|| stands(Standing::Over(over.clone())))),
         (
             "adapter-chunk",
-            with(9, &|| v1::AdapterChunk { data: data.clone().into() }.encode_to_vec()),
+            with(9, &|| {
+                let (data, step_bytes) = (data.clone().into(), vec![1, 3]);
+                v1::AdapterChunk { data, step_bytes }.encode_to_vec()
+            }),
         ),
     ]
 }

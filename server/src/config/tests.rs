@@ -29,7 +29,9 @@ fn the_sample_is_the_defaults_and_names_every_option() {
     assert_eq!(parse(&bare.join("\n")).unwrap(), Config::default());
 
     let run = RunSection { seed: Some(FixedSeed(42)), ..RunSection::default() };
-    let all = toml::to_string(&Config { run, ..Config::default() }).unwrap();
+    let mut all = Config { run, ..Config::default() };
+    all.aggregation.download_compression = Compression::Int8;
+    let all = toml::to_string(&all).unwrap();
     let [all, sample] = [all.as_str(), uncommented.as_str()].map(|text| {
         let mut found = Vec::new();
         keys("", &text.parse().unwrap(), &mut found);

@@ -1,9 +1,10 @@
-//! The adapter as a stream of chunks, cut from the one copy that all downloads share.
+//! The adapter, or the steps that lead to it, as a stream of chunks, cut from the one copy that all
+//! downloads share.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use floret_proto::convert;
+use floret_proto::convert::FetchRequest;
 use floret_proto::limits::CHUNK_BYTES;
 use floret_proto::v1::{AdapterChunk, FetchAdapterRequest};
 use futures_util::{Stream, stream};
@@ -27,7 +28,7 @@ impl Service {
         &self,
         request: FetchAdapterRequest,
     ) -> Result<impl Stream<Item = Result<AdapterChunk, Status>> + Send + use<>, Refusal> {
-        let (asked, digest, offset) = convert::fetch_request(&request)?;
+        let FetchRequest { version: asked, digest, offset, held } = request.try_into()?;
         let room = self.transfers.room(DOWNLOAD_BYTES).await?;
         let adapter = Arc::clone(&self.published.borrow().adapter);
         if adapter.version != asked {
@@ -36,16 +37,18 @@ impl Service {
         if let Some(asked) = digest.filter(|asked| *asked != adapter.digest) {
             return Err(Refusal::OtherAdapter { asked, current: adapter.digest });
         }
-        let total = adapter.bytes.len();
+        let steps = held.and_then(|held| adapter.steps.since(held));
+        let (step_bytes, all) = steps.unwrap_or_else(|| (Vec::new(), adapter.bytes.clone()));
+        let total = all.len();
         if offset > total {
             return Err(Refusal::BeyondEnd { offset, total });
         }
-        let rest = adapter.bytes.slice(offset..);
+        let rest = all.slice(offset..);
         let (sender, chunks) = mpsc::channel(1);
         let feed = Feed { sender, transfers: Arc::clone(&self.transfers), _room: room };
         // A task of its own: the response is not polled while the peer reads nothing, and its
         // room must come back all the same.
-        tokio::spawn(feed.run(rest, self.patience));
+        tokio::spawn(feed.run(step_bytes, rest, self.patience));
         let open = Open { chunks, left: total - offset, metrics: Arc::clone(&self.metrics) };
         Ok(stream::unfold(Some(open), take))
     }
@@ -59,14 +62,17 @@ struct Feed {
 }
 
 impl Feed {
-    /// Sends `rest`. A slow download makes way while others wait: it goes on later.
-    async fn run(self, mut rest: Bytes, patience: Patience) {
+    /// Sends `rest`, the first chunk with the lengths of the steps that it is made of. A slow download makes way while others wait: it goes on later.
+    async fn run(self, mut step_bytes: Vec<u64>, mut rest: Bytes, patience: Patience) {
         let mut pace = patience.begin();
         while !rest.is_empty() {
             let slow = pace.lasted() > patience.stall && self.transfers.are_awaited();
             let next = match slow {
                 true => Err(self.transfers.busy().into()),
-                false => Ok(AdapterChunk { data: rest.split_to(CHUNK_BYTES.min(rest.len())) }),
+                false => Ok(AdapterChunk {
+                    data: rest.split_to(CHUNK_BYTES.min(rest.len())),
+                    step_bytes: std::mem::take(&mut step_bytes),
+                }),
             };
             let size = next.as_ref().map_or(0, |chunk: &AdapterChunk| chunk.data.len());
             let sent = timeout_at(pace.deadline(), self.sender.send(next)).await;

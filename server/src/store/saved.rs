@@ -69,6 +69,9 @@ pub struct Kept {
     /// Digest of the second moment, of an adaptive optimizer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub second_moment: Option<Digest>,
+    /// Digest of what the steps that devices download left out so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<Digest>,
 }
 
 impl SavedRun {
@@ -142,6 +145,22 @@ impl SavedRun {
         })
     }
 
+    /// Reads what the steps before a version that is kept left out, and verifies its digest.
+    ///
+    /// # Errors
+    /// A version that is not kept, or a damaged file.
+    pub fn residual(
+        &self,
+        disk: &dyn Disk,
+        layout: &Layout,
+        version: Version,
+    ) -> Result<Option<Vec<f32>>, StoreError> {
+        let digest = self.kept(version)?.residual;
+        digest
+            .map(|digest| read_values(disk, &residual_file(version), layout.len(), digest))
+            .transpose()
+    }
+
     fn kept(&self, version: Version) -> Result<Kept, StoreError> {
         self.adapters.get(&version).copied().ok_or_else(|| {
             let kept: Vec<String> = self.adapters.keys().map(ToString::to_string).collect();
@@ -154,7 +173,9 @@ impl SavedRun {
     pub(super) fn files(&self) -> impl Iterator<Item = String> {
         self.adapters.iter().flat_map(|(version, kept)| {
             let second = kept.second_moment.map(|_| second_moment_file(*version));
-            [adapter_file(*version), momentum_file(*version)].into_iter().chain(second)
+            let residual = kept.residual.map(|_| residual_file(*version));
+            let always = [adapter_file(*version), momentum_file(*version)];
+            always.into_iter().chain(second).chain(residual)
         })
     }
 }
@@ -169,6 +190,10 @@ pub(super) fn momentum_file(version: Version) -> String {
 
 pub(super) fn second_moment_file(version: Version) -> String {
     format!("second-moment-{:08}.f32", version.0)
+}
+
+pub(super) fn residual_file(version: Version) -> String {
+    format!("residual-{:08}.f32", version.0)
 }
 
 /// Writes f32 little-endian values, and gives the digest of their bytes.

@@ -1,3 +1,4 @@
+use floret_aggregator::advance::After;
 use floret_aggregator::concerns::Concerns;
 use floret_aggregator::config::{Aggregation, CohortConfig, Mode};
 use floret_aggregator::{Assignment, Assignments, RunEnd, Store as _, Totals, ledger};
@@ -38,6 +39,7 @@ fn state(version: u64) -> RunState {
         version: Version(version),
         round: Round(version as u32),
         moments: moments(version, layout.len()),
+        residual: (version > 1).then(|| vec![0.5 * version as f32; layout.len()]),
         adapter: Adapter::init(layout, &Seed::from_number(version)),
         abandoned_in_a_row: 0,
         totals: Totals { rounds_committed: version, ..Totals::default() },
@@ -86,8 +88,9 @@ fn summary(round: u32) -> RoundSummary {
 }
 
 fn committed(round: u32) -> Record {
-    let RunState { adapter, moments, .. } = state(round.into());
-    Record::RoundCommitted { summary: summary(round), adapter, moments }
+    let RunState { adapter, moments, residual, .. } = state(round.into());
+    let after = Box::new(After { adapter, moments, residual, step: None });
+    Record::RoundCommitted { summary: summary(round), after }
 }
 
 fn opened(round: u32) -> Record {
@@ -208,7 +211,7 @@ fn old_versions_are_removed_and_kept_ones_can_be_read() {
     let run = SavedRun::read(dir.path()).unwrap().unwrap();
     assert_eq!(run.adapters.keys().copied().collect::<Vec<_>>(), [Version(2), Version(3)]);
     let disk = ReadFolder::new(dir.path());
-    assert_eq!(disk.list(ADAPTERS).unwrap().len(), 6);
+    assert_eq!(disk.list(ADAPTERS).unwrap().len(), 8);
     let layout = options().layout;
     assert_eq!(run.adapter(&disk, &layout, Some(Version(2))).unwrap(), state(2).adapter);
     let error = run.adapter(&disk, &layout, Some(Version(1))).unwrap_err().to_string();

@@ -48,11 +48,7 @@ pub(crate) fn config() -> RunConfig {
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_secs(2),
         },
-        aggregation: Aggregation {
-            clip_norm: 1.0,
-            max_examples: 10,
-            server_optimizer: ServerOptimizer::default(),
-        },
+        aggregation: Aggregation { clip_norm: 1.0, max_examples: 10, ..Aggregation::default() },
     }
 }
 

@@ -77,6 +77,8 @@ pub struct RunEnd {
     pub completed: bool,
     /// The last version of the adapter.
     pub version: Version,
+    /// Digest of the adapter of that version, if the server told it.
+    pub adapter_digest: Option<Digest>,
     /// What the server said of it.
     pub message: String,
 }

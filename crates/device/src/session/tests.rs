@@ -104,7 +104,12 @@ fn a_round_goes_from_check_in_to_receipt() {
     assert!(matches!(restarted.next_action(now), Action::CheckIn));
     advance(&mut session, now, Input::Acknowledged(signed_receipt(&update)));
     assert!(matches!(session.next_action(now), Action::CheckIn));
-    let end = RunEnd { completed: true, version: Version(3), message: "done".into() };
+    let end = RunEnd {
+        completed: true,
+        version: Version(3),
+        adapter_digest: None,
+        message: "done".into(),
+    };
     advance(&mut session, now, Input::RunEnded(end.clone()));
     assert!(matches!(session.next_action(now), Action::Stop(stop) if stop == end));
 }

@@ -66,6 +66,9 @@ pub(crate) struct Args {
     /// How devices encode updates: none (f32) or int8.
     #[arg(long, default_value = "none", value_parser = ["none", "int8"])]
     compression: String,
+    /// How the adapter's steps are encoded for devices that hold the version before: none or int8.
+    #[arg(long, default_value = "none", value_parser = ["none", "int8"])]
+    download_compression: String,
     /// The same seed draws the same mishaps.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..1 << 63))]
     seed: u64,

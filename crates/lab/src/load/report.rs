@@ -22,6 +22,7 @@ pub(super) struct Report {
     /// Values of the adapter.
     parameters: usize,
     compression: String,
+    download_compression: String,
     /// When a device without work comes back, in seconds: a round waits for it.
     retry_window_s: [f64; 2],
     /// The server committed every round and said so.
@@ -91,6 +92,7 @@ impl Report {
             cohort: args.cohort(),
             parameters,
             compression: args.compression.clone(),
+            download_compression: args.download_compression.clone(),
             retry_window_s: retry_window_s(args.devices),
             completed: ending.completed,
             rounds: args.rounds,

@@ -114,7 +114,7 @@ fn free_addresses() -> Result<[SocketAddr; 2]> {
 
 /// When a device without work comes back, in seconds: so rarely that so many of them are no load.
 pub(super) fn retry_window_s(devices: u32) -> [f64; 2] {
-    let earliest = (f64::from(devices) / CHECK_INS_PER_S).max(0.05);
+    let earliest = (f64::from(devices) / CHECK_INS_PER_S).max(1.0);
     [earliest, 2.0 * earliest]
 }
 
@@ -131,6 +131,7 @@ fn settle(path: &Path, args: &Args) -> Result<()> {
     let (devices, cohort) = (i64::from(args.devices), i64::from(args.cohort()));
     set("run", "rounds", i64::from(args.rounds).into());
     set("run", "compression", args.compression.clone().into());
+    set("aggregation", "download_compression", args.download_compression.clone().into());
     set("run", "seed", args.seed.cast_signed().into());
     set("cohort", "size", cohort.into());
     // Devices that vanish come back; a round that one of them never does is not lost.
