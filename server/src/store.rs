@@ -3,7 +3,7 @@
 //! ```text
 //! run.redb      the truth: the run between two rounds, and the records of the open round
 //! updates/      payloads of the open round, and of rounds whose updates are retained
-//! adapters/     adapters, moments and residuals as files of f32, named by the database with their digests
+//! adapters/     adapters, moments and what steps left out as files of f32, named by the database with their digests
 //! ledger.jsonl  the signed ledger
 //! run.json      a copy for programs that read beside a running server
 //! ```
@@ -32,7 +32,7 @@ use serde::de::DeserializeOwned;
 pub use error::StoreError;
 use rows::Row;
 use saved::{
-    ADAPTERS, FORMAT, adapter_file, momentum_file, residual_file, second_moment_file, write_values,
+    ADAPTERS, FORMAT, adapter_file, momentum_file, second_moment_file, unsent_file, write_values,
 };
 pub use saved::{Kept, SavedRun};
 use updates::{UPDATES, Updates};
@@ -149,8 +149,8 @@ impl RunStore {
             Some(saved) => saved.adapters.clone(),
             None => {
                 let RunState { version, adapter, moments, .. } = state;
-                let residual = state.residual.as_deref();
-                let kept = self.write_adapter(*version, adapter, moments, residual)?;
+                let unsent = state.unsent.as_deref();
+                let kept = self.write_adapter(*version, adapter, moments, unsent)?;
                 BTreeMap::from([(state.version, kept)])
             }
         };
@@ -207,17 +207,17 @@ impl RunStore {
         version: Version,
         adapter: &Adapter,
         moments: &Moments,
-        residual: Option<&[f32]>,
+        unsent: Option<&[f32]>,
     ) -> Result<Kept, StoreError> {
         let write = |name: String, values: &[f32]| write_values(&*self.disk, &name, values);
         let second = moments.second.as_deref();
         let second = second.map(|second| write(second_moment_file(version), second));
-        let residual = residual.map(|residual| write(residual_file(version), residual));
+        let unsent = unsent.map(|unsent| write(unsent_file(version), unsent));
         Ok(Kept {
             adapter: write(adapter_file(version), adapter.values())?,
             momentum: write(momentum_file(version), &moments.first)?,
             second_moment: second.transpose()?,
-            residual: residual.transpose()?,
+            unsent: unsent.transpose()?,
         })
     }
 
@@ -244,9 +244,9 @@ impl RunStore {
                 transaction.rows.push(Row::Accepted { client, receipt, end });
             }
             Record::RoundCommitted { summary, after } => {
-                let After { adapter, moments, residual, .. } = &**after;
+                let After { adapter, moments, unsent, .. } = &**after;
                 let version = summary.base_version.next();
-                let kept = self.write_adapter(version, adapter, moments, residual.as_deref())?;
+                let kept = self.write_adapter(version, adapter, moments, unsent.as_deref())?;
                 self.close(summary, Some(kept), state, transaction)?;
             }
             Record::RoundAbandoned { summary } => self.close(summary, None, state, transaction)?,
@@ -413,7 +413,7 @@ impl floret_aggregator::Store for RunStore {
             round: saved.round,
             adapter: saved.adapter(&*self.disk, layout, None)?,
             moments: saved.moments(&*self.disk, layout, saved.version)?,
-            residual: saved.residual(&*self.disk, layout, saved.version)?,
+            unsent: saved.unsent(&*self.disk, layout, saved.version)?,
             abandoned_in_a_row: saved.abandoned_in_a_row,
             totals: saved.totals,
             concerns: saved.concerns.clone(),

@@ -99,7 +99,7 @@ pub fn verify_run(
         }
         saved.adapter(disk, layout, Some(*version)).map_err(|error| differs(error.to_string()))?;
         saved.moments(disk, layout, *version).map_err(|error| differs(error.to_string()))?;
-        saved.residual(disk, layout, *version).map_err(|error| differs(error.to_string()))?;
+        saved.unsent(disk, layout, *version).map_err(|error| differs(error.to_string()))?;
         verified.adapters += 1;
     }
     for (entry, round, settings) in rounds(&entries) {
@@ -222,8 +222,8 @@ fn recompute(
     let delta = mean.over(settings.mode.divisor(mean.weight()), clip);
     let before = saved.adapter(disk, layout, Some(version)).map_err(read)?;
     let moments = saved.moments(disk, layout, version).map_err(read)?;
-    let residual = saved.residual(disk, layout, version).map_err(read)?;
-    let before = Before { adapter: &before, moments: &moments, residual: residual.as_deref() };
+    let unsent = saved.unsent(disk, layout, version).map_err(read)?;
+    let before = Before { adapter: &before, moments: &moments, unsent: unsent.as_deref() };
     let after = advance(before, &settings.aggregation, round.round, &delta);
     let after = after.map_err(|error| failed(error.to_string()))?;
     if after.adapter.digest() != round.adapter_after {

@@ -311,7 +311,7 @@ async fn steps_lead_from_the_adapter_held_to_the_one_wanted() {
     assert!(chunk.unwrap().unwrap().step_bytes.is_empty());
     server.stop().await.unwrap();
 
-    // A server that has started again has no steps: the whole is sent, and the residual is not lost.
+    // A server that has started again has no steps: the whole is sent, and what was not sent is not lost.
     let server = site.start().await;
     assert_eq!(server.adapter().digest, last.digest);
     let mut client = site.device(&server, "phone").await;
@@ -320,6 +320,6 @@ async fn steps_lead_from_the_adapter_held_to_the_one_wanted() {
     let chunk = client.fetch_adapter(request).await.unwrap().into_inner().message().await;
     assert!(chunk.unwrap().unwrap().step_bytes.is_empty());
     server.stop().await.unwrap();
-    let residual = site.home.state().join("adapters/residual-00000002.f32");
-    assert_eq!(std::fs::metadata(residual).unwrap().len(), layout.bytes() as u64);
+    let unsent = site.home.state().join("adapters/unsent-00000002.f32");
+    assert_eq!(std::fs::metadata(unsent).unwrap().len(), layout.bytes() as u64);
 }

@@ -24,7 +24,7 @@ pub struct Before<'a> {
     /// What the server optimizer remembers.
     pub moments: &'a Moments,
     /// What earlier steps left out, in layout order; none if nothing.
-    pub residual: Option<&'a [f32]>,
+    pub unsent: Option<&'a [f32]>,
 }
 
 /// Where a round that is committed ends.
@@ -35,7 +35,7 @@ pub struct After {
     /// What the server optimizer remembers.
     pub moments: Moments,
     /// What the steps so far left out, in layout order; none without download compression.
-    pub residual: Option<Vec<f32>>,
+    pub unsent: Option<Vec<f32>>,
     /// What leads from the adapter before to this one, if that is sent.
     pub step: Option<Payload>,
 }
@@ -64,21 +64,21 @@ pub fn advance(
 ) -> Result<After, NoStep> {
     let (start, layout) = (before.adapter.values(), before.adapter.layout());
     let (mut values, moments) = aggregation.server_optimizer.step(start, before.moments, delta);
-    if let Some(residual) = before.residual {
-        values.iter_mut().zip(residual).for_each(|(value, rest)| *value += rest);
+    if let Some(unsent) = before.unsent {
+        values.iter_mut().zip(unsent).for_each(|(value, rest)| *value += rest);
     }
     let compression = aggregation.download_compression;
     if compression == Compression::None {
         let adapter = Adapter::new(Arc::clone(layout), values)?;
-        return Ok(After { adapter, moments, residual: None, step: None });
+        return Ok(After { adapter, moments, unsent: None, step: None });
     }
     let wanted: Vec<f32> = values.iter().zip(start).map(|(end, start)| end - start).collect();
     let seed = Seed(before.adapter.digest().0).derive(Purpose::Rounding, round, None);
     let step = Payload::encode(compression, layout, &wanted, &mut seed.stream())?;
     let Ok(sent) = step.decode(layout) else { unreachable!("what was encoded here decodes here") };
-    let residual = wanted.iter().zip(&sent).map(|(wanted, sent)| wanted - sent).collect();
+    let unsent = wanted.iter().zip(&sent).map(|(wanted, sent)| wanted - sent).collect();
     let adapter = before.adapter.plus(&sent)?;
-    Ok(After { adapter, moments, residual: Some(residual), step: Some(step) })
+    Ok(After { adapter, moments, unsent: Some(unsent), step: Some(step) })
 }
 
 #[cfg(test)]
@@ -104,10 +104,10 @@ mod tests {
         let adapter = Adapter::init(layout(), &seed);
         let mut held = adapter.clone();
         let moments = Moments::zero(layout().len());
-        let mut end = After { adapter, moments, residual: None, step: None };
+        let mut end = After { adapter, moments, unsent: None, step: None };
         for round in 1..=rounds {
-            let residual = end.residual.as_deref();
-            let before = Before { adapter: &end.adapter, moments: &end.moments, residual };
+            let unsent = end.unsent.as_deref();
+            let before = Before { adapter: &end.adapter, moments: &end.moments, unsent };
             end = advance(before, &aggregation(compression), Round(round), &delta(round)).unwrap();
             if let Some(step) = &end.step {
                 held = held.plus(&step.decode(&layout()).unwrap()).unwrap();
@@ -128,30 +128,27 @@ mod tests {
     fn what_a_step_leaves_out_is_not_lost() {
         let (exact, _) = run(Compression::None, 20);
         let (end, _) = run(Compression::Int8, 20);
-        let residual = end.residual.unwrap();
-        let values = end.adapter.values().iter().zip(&residual).map(|(value, rest)| value + rest);
+        let unsent = end.unsent.unwrap();
+        let values = end.adapter.values().iter().zip(&unsent).map(|(value, rest)| value + rest);
         for (got, want) in values.zip(exact.adapter.values()) {
             assert!((got - want).abs() < 1e-5, "{got} {want}");
         }
-        assert!(residual.iter().all(|rest| rest.abs() < 0.01));
-        assert!(residual.iter().any(|rest| *rest != 0.0));
-        assert_eq!((exact.residual, exact.step), (None, None));
+        assert!(unsent.iter().all(|rest| rest.abs() < 0.01));
+        assert!(unsent.iter().any(|rest| *rest != 0.0));
+        assert_eq!((exact.unsent, exact.step), (None, None));
     }
 
     #[test]
     fn a_run_that_stops_compressing_sends_what_was_left_out() {
         let (end, _) = run(Compression::Int8, 3);
-        let before = Before {
-            adapter: &end.adapter,
-            moments: &end.moments,
-            residual: end.residual.as_deref(),
-        };
+        let before =
+            Before { adapter: &end.adapter, moments: &end.moments, unsent: end.unsent.as_deref() };
         let nothing = vec![0.0; layout().len()];
         let last = advance(before, &aggregation(Compression::None), Round(4), &nothing).unwrap();
         let (exact, _) = run(Compression::None, 3);
         let pairs = last.adapter.values().iter().zip(exact.adapter.values());
         assert!(pairs.into_iter().all(|(got, want)| (got - want).abs() < 1e-5));
-        assert_eq!(last.residual, None);
+        assert_eq!(last.unsent, None);
     }
 
     proptest! {
@@ -159,7 +156,7 @@ mod tests {
         fn values_that_are_not_finite_lead_nowhere(at in 0usize..64, int8: bool) {
             let adapter = Adapter::init(layout(), &Seed::from_number(1));
             let moments = Moments::zero(layout().len());
-            let before = Before { adapter: &adapter, moments: &moments, residual: None };
+            let before = Before { adapter: &adapter, moments: &moments, unsent: None };
             let mut delta = delta(1);
             let at = at % delta.len();
             delta[at] = f32::INFINITY;

@@ -41,7 +41,7 @@ impl Coordinator {
     ) -> Result<Self, InvalidRun> {
         config.validate()?;
         let (want, got) = (layout.digest(), state.adapter.layout().digest());
-        if want != got || !state.moments.fit(layout.len()) || !fits(&state.residual, &layout) {
+        if want != got || !state.moments.fit(layout.len()) || !fits(&state.unsent, &layout) {
             let (want, got) = (want.short(), got.short());
             return Err(InvalidRun::OtherLayout { want, got });
         }
@@ -284,7 +284,7 @@ impl Coordinator {
     fn commit(&self, round: &dyn OpenRound, now: Time, reason: String) -> Vec<Record> {
         let delta = round.combined(&self.config);
         let RunState { adapter, moments, .. } = &self.state;
-        let before = Before { adapter, moments, residual: self.state.residual.as_deref() };
+        let before = Before { adapter, moments, unsent: self.state.unsent.as_deref() };
         let after = match advance(before, &self.config.aggregation, self.state.round, &delta) {
             Ok(after) => after,
             // Clipped deltas and bounded settings keep this finite for any run of sane length.
@@ -360,7 +360,7 @@ impl Coordinator {
                 self.state.version = self.state.version.next();
                 self.state.adapter = after.adapter.clone();
                 self.state.moments.clone_from(&after.moments);
-                self.state.residual.clone_from(&after.residual);
+                self.state.unsent.clone_from(&after.unsent);
                 self.state.abandoned_in_a_row = 0;
                 self.close_round(summary);
             }
@@ -406,9 +406,9 @@ impl Coordinator {
     }
 }
 
-/// Whether a residual is one of this layout.
-fn fits(residual: &Option<Vec<f32>>, layout: &Layout) -> bool {
-    residual.as_ref().is_none_or(|residual| residual.len() == layout.len())
+/// Whether what was not sent is of this layout.
+fn fits(unsent: &Option<Vec<f32>>, layout: &Layout) -> bool {
+    unsent.as_ref().is_none_or(|unsent| unsent.len() == layout.len())
 }
 
 fn all_committed(config: &RunConfig, version: Version) -> RunEnd {

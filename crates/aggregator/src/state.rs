@@ -24,7 +24,7 @@ pub struct RunState {
     /// What the server optimizer remembers.
     pub moments: Moments,
     /// What the steps that devices download left out so far, in layout order: see [`crate::advance`].
-    pub residual: Option<Vec<f32>>,
+    pub unsent: Option<Vec<f32>>,
     /// Rounds abandoned since the last commit.
     pub abandoned_in_a_row: u32,
     /// Counts over the whole run.
@@ -93,7 +93,7 @@ impl RunState {
             version: Version(0),
             round: Round(0),
             moments: Moments::zero(layout.len()),
-            residual: None,
+            unsent: None,
             adapter: Adapter::init(layout, &seed),
             abandoned_in_a_row: 0,
             totals: Totals::default(),

@@ -71,7 +71,7 @@ pub struct Kept {
     pub second_moment: Option<Digest>,
     /// Digest of what the steps that devices download left out so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub residual: Option<Digest>,
+    pub unsent: Option<Digest>,
 }
 
 impl SavedRun {
@@ -149,15 +149,15 @@ impl SavedRun {
     ///
     /// # Errors
     /// A version that is not kept, or a damaged file.
-    pub fn residual(
+    pub fn unsent(
         &self,
         disk: &dyn Disk,
         layout: &Layout,
         version: Version,
     ) -> Result<Option<Vec<f32>>, StoreError> {
-        let digest = self.kept(version)?.residual;
+        let digest = self.kept(version)?.unsent;
         digest
-            .map(|digest| read_values(disk, &residual_file(version), layout.len(), digest))
+            .map(|digest| read_values(disk, &unsent_file(version), layout.len(), digest))
             .transpose()
     }
 
@@ -173,9 +173,9 @@ impl SavedRun {
     pub(super) fn files(&self) -> impl Iterator<Item = String> {
         self.adapters.iter().flat_map(|(version, kept)| {
             let second = kept.second_moment.map(|_| second_moment_file(*version));
-            let residual = kept.residual.map(|_| residual_file(*version));
+            let unsent = kept.unsent.map(|_| unsent_file(*version));
             let always = [adapter_file(*version), momentum_file(*version)];
-            always.into_iter().chain(second).chain(residual)
+            always.into_iter().chain(second).chain(unsent)
         })
     }
 }
@@ -192,8 +192,8 @@ pub(super) fn second_moment_file(version: Version) -> String {
     format!("second-moment-{:08}.f32", version.0)
 }
 
-pub(super) fn residual_file(version: Version) -> String {
-    format!("residual-{:08}.f32", version.0)
+pub(super) fn unsent_file(version: Version) -> String {
+    format!("unsent-{:08}.f32", version.0)
 }
 
 /// Writes f32 little-endian values, and gives the digest of their bytes.

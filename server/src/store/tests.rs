@@ -39,7 +39,7 @@ fn state(version: u64) -> RunState {
         version: Version(version),
         round: Round(version as u32),
         moments: moments(version, layout.len()),
-        residual: (version > 1).then(|| vec![0.5 * version as f32; layout.len()]),
+        unsent: (version > 1).then(|| vec![0.5 * version as f32; layout.len()]),
         adapter: Adapter::init(layout, &Seed::from_number(version)),
         abandoned_in_a_row: 0,
         totals: Totals { rounds_committed: version, ..Totals::default() },
@@ -88,8 +88,8 @@ fn summary(round: u32) -> RoundSummary {
 }
 
 fn committed(round: u32) -> Record {
-    let RunState { adapter, moments, residual, .. } = state(round.into());
-    let after = Box::new(After { adapter, moments, residual, step: None });
+    let RunState { adapter, moments, unsent, .. } = state(round.into());
+    let after = Box::new(After { adapter, moments, unsent, step: None });
     Record::RoundCommitted { summary: summary(round), after }
 }
 
