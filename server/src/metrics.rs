@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) connections: Gauge,
+    pub(crate) check_ins_waiting: Gauge,
     pub(crate) connections_refused: Counter,
     pub(crate) handshakes_failed: Counter,
     /// gRPC message bytes from devices, before TLS.
@@ -74,6 +75,7 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("floret"),
             connections: Gauge::default(),
+            check_ins_waiting: Gauge::default(),
             connections_refused: Counter::default(),
             handshakes_failed: Counter::default(),
             bytes_up: Counter::default(),
@@ -92,6 +94,8 @@ impl Metrics {
     fn register_server(&mut self) {
         let registry = &mut self.registry;
         registry.register("connections", "Open connections", self.connections.clone());
+        let waiting = self.check_ins_waiting.clone();
+        registry.register("check_ins_waiting", "Check-ins that wait for their turn", waiting);
         for (name, help, counter) in [
             ("connections_refused", "Connections over the limit", &self.connections_refused),
             (

@@ -124,6 +124,7 @@ impl Server {
             driver.turns,
             limits.queue_length,
             request_timeout / 2,
+            Arc::clone(&metrics),
             shutdown.clone(),
         );
         let service = Service {

@@ -17,7 +17,7 @@ use floret_client::{
     Backoff, ClientConfig, Connection, Credentials, Device, DeviceStore, Event, TrainingThread,
 };
 use floret_core::{ClientId, Seed};
-use floret_device::{Limits, LocalModel, Session};
+use floret_device::{Limits, LocalModel, Session, Trainer};
 use floret_server::config::{Config, FixedSeed};
 use floret_server::model_dir::BaseModel;
 use floret_server::{Enrolment, Home, Server, ServerSection};
@@ -181,20 +181,24 @@ impl Stage {
     /// Its configuration cannot be used.
     #[must_use]
     pub fn toy_device(&self, config: &ClientConfig) -> (Device, Events) {
-        toy_device(config, self.local_model())
+        toy_device(config, self.local_model(), ToyTrainer)
     }
 }
 
-/// A device with the toy trainer that keeps its state, and what it tells.
+/// A device that trains with `trainer` and keeps its state, and what it tells.
 ///
 /// # Panics
 /// Its configuration cannot be used.
 #[must_use]
-pub fn toy_device(config: &ClientConfig, model: LocalModel) -> (Device, Events) {
+pub fn toy_device(
+    config: &ClientConfig,
+    model: LocalModel,
+    trainer: impl Trainer + Send + 'static,
+) -> (Device, Events) {
     let events = Events::default();
     let told = events.clone();
     let session = Session::new(config.name.clone(), model, Limits::default());
-    let trainer = TrainingThread::spawn(ToyTrainer).unwrap();
+    let trainer = TrainingThread::spawn(trainer).unwrap();
     let backoff = Backoff::new(Seed::from_number(3).stream());
     let connection = connect(config);
     let device = Device::new(session, connection, trainer, backoff, move |event| told.push(event));

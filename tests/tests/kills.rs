@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 use floret_client::{ClientConfig, history};
 use floret_core::Seed;
 use floret_core::seed::uniform_f32;
-use floret_device::LocalModel;
+use floret_device::{
+    Control, LocalModel, Progress, TrainError, Trainer, TrainingOutcome, TrainingTask,
+};
 use floret_server::model_dir::BaseModel;
+use floret_simulation::ToyTrainer;
 use floret_tests::processes::{Process, free_port, program, set_options, status, succeed};
 use floret_tests::{toy_device, write_shape};
 use rand_chacha::rand_core::Rng;
@@ -23,10 +26,28 @@ use tokio_util::sync::CancellationToken;
 const DEVICES: usize = 8;
 const ROUNDS: u64 = 20;
 const KILLS: usize = 50;
-/// A kill comes after this long at most, counted from when devices are served; at once while the run
-/// is ahead of its kills, which it must outlive.
+/// A kill comes after this long at most, counted from when a device is served; while the run is ahead of
+/// its kills, [`SOON`] after the server is there.
 const LONGEST_LIFE: Duration = Duration::from_millis(250);
+/// A kill comes this long at most after the run is ahead of its kills.
+const SOON: Duration = Duration::from_millis(50);
+/// What training takes where the server is killed.
+const TRAINING: Duration = Duration::from_millis(30);
 const LONG: Duration = Duration::from_secs(300);
+
+/// Takes its time.
+struct Unhurried(Duration);
+
+impl Trainer for Unhurried {
+    fn train(
+        &mut self,
+        tasks: &[TrainingTask],
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Vec<TrainingOutcome>, TrainError> {
+        std::thread::sleep(self.0);
+        ToyTrainer.train(tasks, progress)
+    }
+}
 
 /// A server's directory with eight enrolled devices; every one is in every cohort.
 struct Site {
@@ -81,9 +102,12 @@ impl Site {
         page().unwrap_or_default()
     }
 
-    /// Whether the server that runs has answered a check-in.
+    /// Whether the server that runs has taken a check-in: one that it answered, or holds.
     fn has_served(&self) -> bool {
-        self.metrics().contains("floret_calls_total{call=\"check-in\"}")
+        let metrics = self.metrics();
+        let waiting =
+            |line: &str| line.starts_with("floret_check_ins_waiting ") && !line.ends_with(" 0");
+        metrics.contains("floret_calls_total{call=\"check-in\"}") || metrics.lines().any(waiting)
     }
 
     /// The version that the run has come to.
@@ -93,12 +117,18 @@ impl Site {
         line.and_then(|version| version.parse().ok()).unwrap_or(0)
     }
 
+    /// Whether there is time for a round before the next kill: the run must outlive them all.
+    fn is_behind(&self, kill: usize) -> bool {
+        self.version() * KILLS as u64 <= (ROUNDS - 2) * kill as u64
+    }
+
     /// Runs to the end, killing the server `kills` times; gives the adapter's digest, and how long
-    /// each start took to its first answered check-in.
+    /// each start that was waited for took to its first accepted check-in.
     async fn run(&self, kills: usize, seed: u64) -> (String, Vec<Duration>) {
         let stop = CancellationToken::new();
         let devices = self.devices.iter().map(|config| {
-            let (device, _) = toy_device(config, self.model.clone());
+            let trainer = Unhurried(if kills > 0 { TRAINING } else { Duration::ZERO });
+            let (device, _) = toy_device(config, self.model.clone(), trainer);
             tokio::spawn(device.run(stop.clone()))
         });
         let devices: Vec<_> = devices.collect();
@@ -107,18 +137,28 @@ impl Site {
         for kill in 0..=kills {
             let begun = Instant::now();
             let server = self.serve();
-            while !self.has_served() {
-                let over = kill < kills && devices.iter().all(JoinHandle::is_finished);
-                assert!(!over, "the run was over after {kill} kills: let it take longer");
-                assert!(begun.elapsed() < LONG, "no check-in: {}", self.log());
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            recoveries.push(begun.elapsed());
-            if kill < kills {
-                let life = LONGEST_LIFE.mul_f32(uniform_f32(times.next_u32()));
-                if self.version() * KILLS as u64 <= ROUNDS * kill as u64 {
-                    tokio::time::sleep(life).await;
+            let until = async |holds: fn(&Self) -> bool| {
+                while !holds(self) {
+                    let over = kill < kills && devices.iter().all(JoinHandle::is_finished);
+                    assert!(!over, "the run was over after {kill} kills: let it take longer");
+                    assert!(begun.elapsed() < LONG, "it does not serve: {}", self.log());
+                    tokio::time::sleep(Duration::from_millis(2)).await;
                 }
+            };
+            until(|site| !site.metrics().is_empty()).await;
+            if kill == kills || self.is_behind(kill) {
+                until(Self::has_served).await;
+                recoveries.push(begun.elapsed());
+            }
+            if kill < kills {
+                let mut up_to = |longest: Duration| longest.mul_f32(uniform_f32(times.next_u32()));
+                let (life, rest) = (up_to(LONGEST_LIFE), up_to(SOON));
+                let served = Instant::now();
+                while self.is_behind(kill) && served.elapsed() < life {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                // Anywhere in a round.
+                tokio::time::sleep(rest).await;
                 server.kill();
                 continue;
             }
@@ -185,7 +225,8 @@ async fn a_server_that_is_killed_fifty_times_ends_with_the_same_adapter() {
     recoveries.sort();
     let median = recoveries[recoveries.len() / 2];
     println!(
-        "{KILLS} kills; recovery: median {median:?}, longest {:?}",
+        "{KILLS} kills; recovery, {} times: median {median:?}, longest {:?}",
+        recoveries.len(),
         recoveries.last().unwrap()
     );
 

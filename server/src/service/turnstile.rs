@@ -1,6 +1,7 @@
 //! Check-ins that wait for their turn: a device that would be told to come back is held here until a
 //! round opens or closes, so that it neither asks again and again nor learns of it late.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use floret_aggregator::{Input, Reply};
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Service;
 use super::refusal::Refusal;
 use crate::driver::Turn;
+use crate::metrics::Metrics;
 
 /// Most check-ins that ask the driver at once when the run turns.
 const ASKING: usize = 64;
@@ -25,6 +27,16 @@ pub(crate) struct Turnstile {
     shutdown: CancellationToken,
     /// Longest wait.
     patience: Duration,
+    metrics: Arc<Metrics>,
+}
+
+/// A check-in that waits, until it is dropped.
+struct Waiting<'a>(&'a Metrics);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.check_ins_waiting.dec();
+    }
 }
 
 impl Turnstile {
@@ -33,14 +45,17 @@ impl Turnstile {
         turns: watch::Receiver<Turn>,
         queue_length: usize,
         patience: Duration,
+        metrics: Arc<Metrics>,
         shutdown: CancellationToken,
     ) -> Self {
         let asking = Semaphore::new((queue_length / 2).clamp(1, ASKING));
-        Self { turns, asking, shutdown, patience }
+        Self { turns, asking, shutdown, patience, metrics }
     }
 
     /// Waits until the run has turned since `seen`; false if it has not by `until`, or will not.
     async fn turned(&self, seen: Turn, until: Instant) -> bool {
+        self.metrics.check_ins_waiting.inc();
+        let _waiting = Waiting(&self.metrics);
         let mut turns = self.turns.clone();
         tokio::select! {
             turned = timeout_at(until, turns.wait_for(|now| *now != seen)) => matches!(turned, Ok(Ok(_))),
