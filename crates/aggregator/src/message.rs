@@ -9,6 +9,7 @@ use floret_core::{
 use serde::Serialize;
 
 use crate::clipped::{Admitted, InvalidUpdate};
+use crate::combine::residual::Residual;
 use crate::server_optimizer::Moments;
 use crate::state::{Assignment, RunEnd};
 
@@ -247,6 +248,8 @@ pub struct RoundSummary {
     pub accepted: Vec<Counted>,
     /// Sum of their weights.
     pub weight: u64,
+    /// How far the mean of factors is from that of their products, if it was measured.
+    pub residual: Option<Residual>,
     /// Clients refused, with the reason.
     pub refused: Vec<(ClientId, String)>,
     /// Clients that declined, with their reason.
