@@ -92,7 +92,7 @@ fn a_robust_run_that_crashes_at_any_operation_ends_with_the_same_adapter() {
     let (operations, want) = (reference.disk.operations(), adapter(&ending));
     let check = |durable: &Durable, ending: &Ending, what: &str| {
         check(durable, ending, want, what);
-        assert_eq!(durable.verify().recomputed, ROUNDS.into(), "{what}");
+        assert_eq!(durable.verify().recomputed, u64::from(ROUNDS), "{what}");
         assert!(ending.rounds.iter().all(|round| round.residual.is_some()), "{what}");
     };
     check(&reference, &ending, "without a fault");
