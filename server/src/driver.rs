@@ -197,7 +197,7 @@ impl Owner {
     fn drive(&mut self) -> Result<(), StoreError> {
         loop {
             let mut batch = Batch::default();
-            let wait = self.pass_time(&mut batch);
+            let wait = self.pass_time(&mut batch)?;
             self.commit(batch)?;
             if self.published_at.elapsed() >= TICK {
                 self.publish();
@@ -219,21 +219,26 @@ impl Owner {
             let step = self.keeper.coordinator.handle(self.keeper.clock.now(), &client, input);
             self.apply(step.records, &mut batch);
             batch.answers.push(Answer { command: end, reply: step.reply });
-            self.pass_time(&mut batch);
+            self.pass_time(&mut batch)?;
             next = if batch.answers.len() < BATCH { self.inbox.try_recv().ok() } else { None };
         }
         self.commit(batch)
     }
 
     /// Opens and closes rounds whose time has come; returns how long nothing more will happen.
-    fn pass_time(&mut self, batch: &mut Batch) -> Duration {
+    fn pass_time(&mut self, batch: &mut Batch) -> Result<Duration, StoreError> {
         loop {
             let now = self.keeper.clock.now();
             match self.keeper.coordinator.poll_timeout(now) {
-                None => return TICK,
-                Some(at) if now < at => return now.until(at).min(TICK),
+                None => return Ok(TICK),
+                Some(at) if now < at => return Ok(now.until(at).min(TICK)),
                 Some(_) => {
-                    let records = self.keeper.coordinator.handle_timeout(now);
+                    // A round that reads its updates again finds them in the store.
+                    if self.keeper.coordinator.config().aggregation.needs_updates() {
+                        self.commit(std::mem::take(batch))?;
+                    }
+                    let Keeper { coordinator, store, .. } = &self.keeper;
+                    let records = coordinator.handle_timeout(now, store)?;
                     self.apply(records, batch);
                 }
             }
@@ -294,6 +299,9 @@ impl Owner {
             _ => return,
         };
         self.metrics.phase_ended(ended, self.phase_since.elapsed());
+        if let Record::RoundCommitted { summary, .. } = record {
+            summary.residual.iter().for_each(|residual| self.metrics.measured(residual));
+        }
         self.phase_since = Instant::now();
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use floret_aggregator::combine::residual::Residual;
 use floret_aggregator::coordinator::Status;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -47,6 +48,7 @@ struct RunMetrics {
     buffered: Gauge,
     at_work: Gauge,
     ended: Gauge,
+    residual: Gauge<f64, AtomicU64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -140,6 +142,8 @@ impl Metrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
+        let help = "Distance of the mean of factors from that of their products, as a share of it";
+        registry.register("residual_ratio", help, run.residual.clone());
     }
 
     /// Counts a call that was answered.
@@ -155,6 +159,11 @@ impl Metrics {
     /// Notes how long a phase lasted.
     pub(crate) fn phase_ended(&self, phase: &'static str, lasted: Duration) {
         self.phases.get_or_create(&Phase { phase }).observe(lasted.as_secs_f64());
+    }
+
+    /// Notes what a round that is over says of the mean of its factors.
+    pub(crate) fn measured(&self, residual: &Residual) {
+        self.run.residual.set(residual.relative);
     }
 
     /// Takes over the coordinator's own counts.

@@ -45,6 +45,7 @@ fn closed(summary: &RoundSummary, what: &'static str) {
         refused = summary.refused.len(),
         declined = summary.declined.len(),
         dropped_out = summary.dropped_out.len(),
+        residual = summary.residual.map(|residual| residual.relative),
         duration_ms = summary.duration().as_millis() as u64,
         detail = summary.reason,
         "{what}"

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use floret_aggregator::advance::After;
 use floret_aggregator::ledger::{Fact, Head, Scribe, Settings};
-use floret_aggregator::{Admitted, Moments, Record, RoundSummary, RunState};
+use floret_aggregator::{Admitted, Moments, Record, RoundSummary, RunState, UpdateSource};
 use floret_core::{Adapter, ClientId, Digest, Layout, Receipt, Round, Time, Version, json};
 use floret_store::lines::{Lines, Tail};
 use floret_store::{Disk, open_database};
@@ -239,7 +239,7 @@ impl RunStore {
                 self.updates = Some(Updates::open(&*self.disk, *round, 0)?);
             }
             Record::Accepted { client, receipt, update } => {
-                let end = self.open_updates()?.append(update.payload())?;
+                let end = self.open_updates()?.append(client, update.payload())?;
                 let (client, receipt) = (client.clone(), receipt.clone());
                 transaction.rows.push(Row::Accepted { client, receipt, end });
             }
@@ -376,9 +376,19 @@ impl RunStore {
     }
 }
 
-impl floret_aggregator::Store for RunStore {
+impl UpdateSource for RunStore {
     type Error = StoreError;
 
+    fn update(&self, client: &ClientId, receipt: &Receipt) -> Result<Admitted, StoreError> {
+        let ends = self.updates.as_ref().map(|updates| &updates.ends);
+        let end = ends.and_then(|ends| ends.get(client)).copied().ok_or_else(|| {
+            StoreError::damaged(DATABASE, format!("the update of {client} is not there"))
+        })?;
+        self.restore_update(receipt, end)
+    }
+}
+
+impl floret_aggregator::Store for RunStore {
     fn commit(&mut self, records: &[Record], state: &RunState) -> Result<(), StoreError> {
         if !records.iter().any(Record::is_durable) {
             return Ok(());
@@ -435,7 +445,10 @@ impl floret_aggregator::Store for RunStore {
                 Row::Opened { round, .. } => {
                     self.updates = Some(Updates::reopen(&*self.disk, *round)?);
                 }
-                Row::Accepted { end, .. } => end_of_updates = *end,
+                Row::Accepted { client, end, .. } => {
+                    self.open_updates()?.ends.insert(client.clone(), *end);
+                    end_of_updates = *end;
+                }
                 Row::Assigned { .. }
                 | Row::DroppedOut { .. }
                 | Row::Refused { .. }
@@ -445,8 +458,10 @@ impl floret_aggregator::Store for RunStore {
             self.rows += 1;
         }
         // What a crash left behind the last update that counts is cut off.
-        if let Some(Updates { round, .. }) = self.updates {
-            self.updates = Some(Updates::open(&*self.disk, round, end_of_updates)?);
+        if let Some(Updates { round, ends, .. }) = self.updates.take() {
+            let mut cut = Updates::open(&*self.disk, round, end_of_updates)?;
+            cut.ends = ends;
+            self.updates = Some(cut);
         }
         self.prune()
     }

@@ -1,11 +1,13 @@
 //! `verify`: whether the ledger holds, and says what the state holds.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::Arc;
 
-use floret_aggregator::Admitted;
+use floret_aggregator::ClippedDelta;
 use floret_aggregator::advance::{Before, advance};
 use floret_aggregator::combine::WeightedMean;
+use floret_aggregator::combine::residual::Residual;
 use floret_aggregator::ledger::{self, BrokenLedger, Entry, Fact, RoundEntry, Settings};
 use floret_core::Layout;
 use floret_core::{Digest, PublicKey, Version};
@@ -197,30 +199,9 @@ fn recompute(
     }
     let failed = |problem: String| broken(entry, problem);
     let read = |error: StoreError| failed(error.to_string());
-    let mut weights: BTreeMap<Digest, Vec<u32>> = BTreeMap::new();
-    for accepted in &round.accepted {
-        weights.entry(accepted.payload).or_default().push(accepted.weight);
-    }
-    let clip = settings.aggregation.clip_norm;
-    let mut mean = WeightedMean::new(layout.len());
-    let mut problem = None;
-    updates::read_all(disk, round.round, |payload| {
-        let weight = weights.get_mut(&payload.digest()).and_then(Vec::pop);
-        match (weight, Admitted::new(payload, layout, clip)) {
-            (Some(weight), Ok(update)) => mean.add(update.delta(), weight),
-            (None, _) => problem = Some("an update is kept that it does not name".to_owned()),
-            (_, Err(error)) => problem = Some(error.to_string()),
-        }
-    })
-    .map_err(read)?;
-    if let Some(problem) = problem {
-        return Err(failed(problem));
-    }
-    if weights.values().any(|left| !left.is_empty()) {
-        return Err(failed("an update that it names is not kept".to_owned()));
-    }
-    let delta = mean.over(settings.mode.divisor(mean.weight()), clip);
     let before = saved.adapter(disk, layout, Some(version)).map_err(read)?;
+    let (delta, residual) = combine_again(disk, layout, before.values(), round, settings)
+        .map_err(|error| failed(error.to_string()))?;
     let moments = saved.moments(disk, layout, version).map_err(read)?;
     let unsent = saved.unsent(disk, layout, version).map_err(read)?;
     let before = Before { adapter: &before, moments: &moments, unsent: unsent.as_deref() };
@@ -229,5 +210,63 @@ fn recompute(
     if after.adapter.digest() != round.adapter_after {
         return Err(failed("the updates that are kept give another adapter".to_owned()));
     }
-    Ok(true)
+    // The last digit of a number may not outlive JSON.
+    let same = |x: f64, y: f64| (x - y).abs() <= 1e-12 * x.abs().max(y.abs());
+    match (residual, round.residual) {
+        (None, None) => Ok(true),
+        (Some(got), Some(named))
+            if same(got.norm, named.norm) && same(got.relative, named.relative) =>
+        {
+            Ok(true)
+        }
+        _ => Err(failed("the updates that are kept give another residual".to_owned())),
+    }
+}
+
+/// The combined delta of a round, and its residual if that was measured, from the updates that are
+/// kept. They are held at once only for rules that need them so.
+fn combine_again(
+    disk: &dyn Disk,
+    layout: &Layout,
+    before: &[f32],
+    round: &RoundEntry,
+    settings: &Settings,
+) -> Result<(Vec<f32>, Option<Residual>), Box<dyn Error>> {
+    let aggregation = &settings.aggregation;
+    let mut places: BTreeMap<Digest, Vec<usize>> = BTreeMap::new();
+    for (place, accepted) in round.accepted.iter().enumerate() {
+        places.entry(accepted.payload).or_default().push(place);
+    }
+    let mut mean = WeightedMean::new(layout.len());
+    let mut deltas = BTreeMap::new();
+    let mut problem: Option<Box<dyn Error>> = None;
+    updates::read_all(disk, round.round, |payload| {
+        let place = places.get_mut(&payload.digest()).and_then(Vec::pop);
+        match (place, ClippedDelta::decode(&payload, layout, aggregation.clip_norm)) {
+            (Some(place), Ok(delta)) => {
+                mean.add(&delta, round.accepted[place].weight);
+                if aggregation.needs_updates() {
+                    deltas.insert(place, delta);
+                }
+            }
+            (None, _) => problem = Some("an update is kept that it does not name".into()),
+            (_, Err(error)) => problem = Some(error.into()),
+        }
+    })?;
+    if let Some(problem) = problem {
+        return Err(problem);
+    }
+    if places.values().any(|left| !left.is_empty()) {
+        return Err("an update that it names is not kept".into());
+    }
+    // Entries name updates in ClientId order.
+    let deltas: Vec<ClippedDelta> = deltas.into_values().collect();
+    let weights: Vec<u32> = round.accepted.iter().map(|accepted| accepted.weight).collect();
+    let delta = match aggregation.combine {
+        Some(rule) => rule.combine(layout, before, &deltas),
+        None => mean.over(settings.mode.divisor(mean.weight()), aggregation.clip_norm),
+    };
+    let measured = aggregation.measure_residual;
+    let residual = measured.then(|| Residual::of(layout, before, &deltas, &weights));
+    Ok((delta, residual))
 }

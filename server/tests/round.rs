@@ -4,6 +4,7 @@
 
 mod support;
 
+use floret_aggregator::combine::Robust;
 use floret_core::peft::from_peft;
 use floret_core::{Adapter, Digest, ModelConfig, Version};
 use support::*;
@@ -48,6 +49,42 @@ async fn three_devices_run_two_rounds_to_the_end() {
     assert_eq!((totals.rounds_committed, totals.updates_accepted), (2, 6));
     server.stop().await.unwrap();
     check_export(&site, &after);
+}
+
+/// One of three devices sends a hundred times as much: the median and what it measures come from the
+/// disk, and `verify` gets the same from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_robust_rule_reads_what_is_stored() {
+    let mut site = Site::new(8);
+    site.config.run.rounds = 1;
+    site.config.run.retain_updates_rounds = 1;
+    site.config.aggregation.combine = Some(Robust::Median {});
+    site.config.aggregation.measure_residual = true;
+    let server = site.start().await;
+    let first = server.adapter();
+    let mut tasks = Vec::new();
+    for (name, value) in [("a", 1e-3), ("b", 0.2), ("c", 2e-3)] {
+        let mut client = site.device(&server, name).await;
+        let payload = site.payload(value);
+        tasks.push(tokio::spawn(async move {
+            let plan = work(&mut client).await.unwrap();
+            send(&mut client, chunks(plan.round.0, &payload)).await.unwrap().weight
+        }));
+    }
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), 1);
+    }
+    assert!(server.wait_for_end().await.unwrap().completed);
+    let read = |bytes: &[u8]| Adapter::from_bytes(site.layout(), bytes).unwrap();
+    let (before, after) = (read(&first.bytes), read(&server.adapter().bytes));
+    for (x, y) in before.values().iter().zip(after.values()) {
+        assert!((y - x - 2e-3).abs() < 1e-6, "{x} {y}");
+    }
+    assert!(metric(&server, "floret_residual_ratio").await > 0.0);
+    server.stop().await.unwrap();
+    let key = floret_server::ledger_key::read_public(&site.home).unwrap();
+    let verified = floret_server::verify(&site.home, &site.config, &key).unwrap();
+    assert_eq!(verified.recomputed, 1);
 }
 
 fn check_export(site: &Site, adapter: &Adapter) {

@@ -6,6 +6,9 @@
 use std::time::Duration;
 
 use floret_aggregator::RunConfig;
+use floret_aggregator::combine::Robust;
+use floret_aggregator::config::Aggregation;
+use floret_aggregator::server_optimizer::{Adaptive, ServerOptimizer};
 use floret_core::Digest;
 use floret_simulation::{Behaviour, Ending};
 use floret_store::{Fault, SimulatedDisk};
@@ -63,6 +66,48 @@ fn a_device_that_crashes_at_any_operation_ends_with_the_same_adapter() {
     let (operations, points) = enumerate(|durable| &durable.device_disks[2]);
     println!("device: {operations} operations of its disk, {points} crash points tried");
     assert!(operations > 20);
+}
+
+/// A rule that reads all updates of the round again from the disk when it closes, and an optimizer with
+/// two moments: no crash in between changes a bit, and the ledger's updates give the same adapters.
+#[test]
+fn a_robust_run_that_crashes_at_any_operation_ends_with_the_same_adapter() {
+    let aggregation = Aggregation {
+        combine: Some(Robust::MultiKrum { byzantine: 1, keep: 4 }),
+        measure_residual: true,
+        server_optimizer: ServerOptimizer {
+            learning_rate: 0.05,
+            momentum: 0.9,
+            adaptive: Some(Adaptive::Adam { beta2: 0.99, tau: 1e-3 }),
+        },
+        ..Aggregation::default()
+    };
+    let start = || {
+        let config = RunConfig { aggregation, ..everyone(DEVICES as u32, ROUNDS) };
+        let kept = Durable::new(config, DEVICES);
+        Durable { retain: ROUNDS, keep_versions: ROUNDS as usize + 1, ..kept }
+    };
+    let reference = start();
+    let ending = reference.run(Behaviour::default(), 7);
+    let (operations, want) = (reference.disk.operations(), adapter(&ending));
+    let check = |durable: &Durable, ending: &Ending, what: &str| {
+        check(durable, ending, want, what);
+        assert_eq!(durable.verify().recomputed, u64::from(ROUNDS), "{what}");
+        assert!(ending.rounds.iter().all(|round| round.residual.is_some()), "{what}");
+    };
+    check(&reference, &ending, "without a fault");
+    let mut points = 0;
+    for at in 1..=operations {
+        for fault in [Fault::Fail, Fault::Tear(at), Fault::Lose] {
+            let durable = start();
+            durable.disk.fail_at(at, fault);
+            let ending = durable.run(Behaviour::default(), 7);
+            check(&durable, &ending, &format!("{fault:?} at operation {at}"));
+            points += 1;
+        }
+    }
+    println!("robust: {operations} operations of the server's disk, {points} crash points tried");
+    assert!(operations > 100);
 }
 
 /// Buffered rounds with crashes: whichever order that made, every acknowledged update is in the ledger

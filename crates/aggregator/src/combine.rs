@@ -1,160 +1,133 @@
-//! Weighted mean of deltas in fixed-point integers (FedAvg, McMahan et al. 2017, arXiv 1602.05629,
-//! algorithm 1).
+//! Combine rules: many deltas into one, the first axis of a strategy.
 //!
-//! Each value is rounded to a grid of 2^-30 of the clip norm, multiplied by the update's integer
-//! weight and added to an i64. Integer sums do not depend on the order of arrival, and memory does
-//! not grow with the cohort.
+//! The weighted mean is linear: it streams into integers, in memory that does not grow with the
+//! cohort. The others are buffered: they look at all updates of a round at once, in ClientId order,
+//! when it closes: [`Robust`]. Those that go by coordinates look at the factors' values one by one; those that go
+//! by distances look at what factors stand for, their product, and give each update a weight, by which
+//! factors are averaged.
+//!
+//! - [`weighted_mean`]; [`trimmed_mean`], also the median
+//! - [`krum`], [`geometric_median`], [`centered_clipping`], on [`geometry`]
+//! - [`residual`]: how far the mean of factors is from the mean of products
+
+pub mod centered_clipping;
+pub mod geometric_median;
+pub mod geometry;
+pub mod krum;
+pub mod residual;
+pub mod trimmed_mean;
+pub mod weighted_mean;
+
+use floret_core::Layout;
+use serde::{Deserialize, Serialize};
 
 use crate::clipped::ClippedDelta;
+use geometry::Distances;
+pub use weighted_mean::WeightedMean;
 
-/// Values of a delta lie within ±2^30 steps of the grid.
-const GRID_BITS: u32 = 30;
-
-/// The outermost step of the grid.
-const LIMIT: f64 = (1u32 << GRID_BITS) as f64;
-
-/// The nearest step of the grid, ties to even, for a value in steps. Added to 1.5 x 2^52, a number's
-/// last bits are its integer part, rounded: so a loop of it becomes vector instructions anywhere.
-fn to_grid(steps: f64) -> i64 {
-    const SHIFT: f64 = 6_755_399_441_055_744.0;
-    let shifted = steps.clamp(-LIMIT, LIMIT) + SHIFT;
-    shifted.to_bits().cast_signed().wrapping_sub(SHIFT.to_bits().cast_signed())
+/// A rule that a few hostile updates do not move far. Each update has the same say: the number of
+/// examples behind it is a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "rule", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Robust {
+    /// The median of each value.
+    Median {},
+    /// The mean of each value without the largest and the smallest.
+    TrimmedMean {
+        /// Values dropped at each end.
+        trim: u32,
+    },
+    /// The update that is nearest to its neighbours.
+    Krum {
+        /// Updates that may be hostile.
+        byzantine: u32,
+    },
+    /// The mean of those that are nearest to their neighbours.
+    MultiKrum {
+        /// Updates that may be hostile.
+        byzantine: u32,
+        /// Updates that are kept.
+        keep: u32,
+    },
+    /// The point with the least sum of distances to all.
+    GeometricMedian {
+        /// Steps of Weiszfeld's algorithm.
+        #[serde(default = "Robust::default_weiszfeld_steps")]
+        iterations: u32,
+    },
+    /// A walk from no change towards the updates, each of which pulls by `radius` at most.
+    CenteredClipping {
+        /// The farthest that an update pulls in a step, as a distance of products.
+        radius: f64,
+        /// Steps.
+        #[serde(default = "Robust::default_clipping_steps")]
+        iterations: u32,
+    },
 }
 
-/// A running weighted mean.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WeightedMean {
-    sums: Vec<i64>,
-    weight: u64,
+impl Robust {
+    /// Most steps of a rule that goes by steps.
+    pub const ITERATIONS_MAX: u32 = 1_000;
+
+    fn default_weiszfeld_steps() -> u32 {
+        8
+    }
+
+    fn default_clipping_steps() -> u32 {
+        3
+    }
+
+    /// Combines `deltas`, in ClientId order, of adapters that began with the values `before`; zeros
+    /// if there are none. Sums are in f64 and in a fixed order.
+    #[must_use]
+    pub fn combine(&self, layout: &Layout, before: &[f32], deltas: &[ClippedDelta]) -> Vec<f32> {
+        if deltas.is_empty() {
+            return vec![0.0; layout.len()];
+        }
+        let distances = || Distances::of_updates(layout, before, deltas);
+        let weights = match *self {
+            Self::Median {} => return by_coordinate(deltas, trimmed_mean::median),
+            Self::TrimmedMean { trim } => {
+                let trim = trim as usize;
+                return by_coordinate(deltas, |values| trimmed_mean::trimmed_mean(values, trim));
+            }
+            Self::Krum { byzantine } => krum::weights(&distances(), byzantine as usize, 1),
+            Self::MultiKrum { byzantine, keep } => {
+                krum::weights(&distances(), byzantine as usize, keep as usize)
+            }
+            Self::GeometricMedian { iterations } => {
+                geometric_median::weights(&distances(), iterations)
+            }
+            Self::CenteredClipping { radius, iterations } => {
+                let distances = Distances::of_no_change_and_updates(layout, before, deltas);
+                centered_clipping::weights(&distances, radius, iterations)
+            }
+        };
+        weighted(deltas, &weights)
+    }
 }
 
-impl WeightedMean {
-    /// The mean of nothing, of deltas with `len` values.
-    #[must_use]
-    pub fn new(len: usize) -> Self {
-        Self { sums: vec![0; len], weight: 0 }
-    }
-
-    /// Whether `cohort` updates of weight `max_weight` fit the accumulator.
-    #[must_use]
-    pub fn fits(cohort: u32, max_weight: u32) -> bool {
-        let largest = (u128::from(cohort) * u128::from(max_weight)) << GRID_BITS;
-        largest <= i64::MAX as u128
-    }
-
-    /// Adds a delta with its weight.
-    pub fn add(&mut self, delta: &ClippedDelta, weight: u32) {
-        debug_assert_eq!(delta.values().len(), self.sums.len());
-        let steps_per_unit = LIMIT / f64::from(delta.clip_norm());
-        let factor = i64::from(weight);
-        for (sum, value) in self.sums.iter_mut().zip(delta.values()) {
-            let steps = to_grid(f64::from(*value) * steps_per_unit);
-            // `fits` was checked when the configuration was read: nothing wraps.
-            *sum = sum.wrapping_add(steps.wrapping_mul(factor));
+/// Σ w_k Δ_k.
+fn weighted(deltas: &[ClippedDelta], weights: &[f64]) -> Vec<f32> {
+    let mut sum = vec![0.0f64; deltas.first().map_or(0, |delta| delta.values().len())];
+    for (delta, weight) in deltas.iter().zip(weights).filter(|(_, weight)| **weight != 0.0) {
+        for (sum, value) in sum.iter_mut().zip(delta.values()) {
+            *sum += weight * f64::from(*value);
         }
-        self.weight += u64::from(weight);
     }
+    sum.into_iter().map(|value| value as f32).collect()
+}
 
-    /// The mean of what was added, each to the clip norm `clip_norm`; zeros if nothing was.
-    #[must_use]
-    pub fn mean(&self, clip_norm: f32) -> Vec<f32> {
-        self.over(self.weight, clip_norm)
-    }
-
-    /// What was added, each to the clip norm `clip_norm`, divided by `divisor`; zeros if nothing was.
-    #[must_use]
-    pub fn over(&self, divisor: u64, clip_norm: f32) -> Vec<f32> {
-        if self.weight == 0 {
-            return vec![0.0; self.sums.len()];
-        }
-        let grid = f64::from(clip_norm) / f64::from(1u32 << GRID_BITS);
-        let unit = grid / divisor as f64;
-        self.sums.iter().map(|sum| (*sum as f64 * unit) as f32).collect()
-    }
-
-    /// Sum of the weights.
-    #[must_use]
-    pub fn weight(&self) -> u64 {
-        self.weight
-    }
+/// What `rule` makes of each coordinate's values, which it may put in another order.
+fn by_coordinate(deltas: &[ClippedDelta], rule: impl Fn(&mut [f64]) -> f64) -> Vec<f32> {
+    let deltas: Vec<&[f32]> = deltas.iter().map(ClippedDelta::values).collect();
+    let mut column = vec![0.0; deltas.len()];
+    let coordinate = |at: usize| {
+        column.iter_mut().zip(&deltas).for_each(|(value, delta)| *value = delta[at].into());
+        rule(&mut column) as f32
+    };
+    (0..deltas[0].len()).map(coordinate).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::coordinator::tests::{layout, payload};
-    use crate::mode::{BufferedConfig, Mode, staleness_weight};
-
-    fn clipped(value: impl Fn(usize) -> f32, clip_norm: f32) -> ClippedDelta {
-        ClippedDelta::decode(&payload(value), &layout(), clip_norm).unwrap()
-    }
-
-    #[test]
-    fn mean_weighs_by_examples() {
-        let mut mean = WeightedMean::new(layout().len());
-        mean.add(&clipped(|_| 0.1, 100.0), 1);
-        mean.add(&clipped(|_| 0.5, 100.0), 3);
-        assert_eq!(mean.weight(), 4);
-        assert!(mean.mean(100.0).iter().all(|value| (value - 0.4).abs() < 1e-6));
-        assert_eq!(WeightedMean::new(2).mean(1.0), [0.0, 0.0]);
-    }
-
-    /// FedBuff, algorithm 1: three updates that are 0, 3 and 8 versions behind, of a buffer of 3.
-    #[test]
-    fn a_buffer_is_divided_by_its_size_and_not_by_its_weights() {
-        let mode = Mode::Buffered(BufferedConfig { buffer: 3, ..BufferedConfig::default() });
-        let mut sum = WeightedMean::new(layout().len());
-        for (value, staleness) in [(0.1, 0), (0.2, 3), (0.3, 8)] {
-            sum.add(&clipped(|_| value, 100.0), staleness_weight(staleness));
-        }
-        let want = (0.1 + 0.2 / 2.0 + 0.3 / 3.0) / 3.0;
-        let got = sum.over(mode.divisor(sum.weight()), 100.0);
-        assert!(got.iter().all(|value| (value - want).abs() < 1e-6), "{got:?}");
-        assert_eq!(sum.over(Mode::Synchronous.divisor(sum.weight()), 100.0), sum.mean(100.0));
-    }
-
-    #[test]
-    fn one_client_moves_the_mean_by_the_clip_norm_at_most() {
-        let mut mean = WeightedMean::new(layout().len());
-        mean.add(&clipped(|_| 1e30, 0.5), 7);
-        let norm = mean.mean(0.5).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        assert!((norm - 0.5).abs() < 1e-6, "{norm}");
-    }
-
-    #[test]
-    fn steps_are_rounded_as_the_standard_library_does() {
-        for steps in [0.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0.49999997, 1e9, LIMIT, -LIMIT, 1e300, -1e300]
-        {
-            let want = f64::round_ties_even(steps.clamp(-LIMIT, LIMIT)) as i64;
-            assert_eq!(to_grid(steps), want, "{steps}");
-        }
-    }
-
-    #[test]
-    fn the_accumulator_bound_is_exact() {
-        assert!(WeightedMean::fits(1 << 16, (1 << 17) - 1));
-        assert!(!WeightedMean::fits(1 << 16, 1 << 17));
-        assert!(!WeightedMean::fits(u32::MAX, u32::MAX));
-    }
-
-    proptest! {
-        #[test]
-        fn order_of_arrival_does_not_change_a_bit(
-            parts in prop::collection::vec((-1.0f32..1.0, 1u32..10_000), 1..8),
-            rotation in 0usize..8,
-        ) {
-            let sum = |parts: &[(f32, u32)]| {
-                let mut mean = WeightedMean::new(layout().len());
-                for (scale, weight) in parts {
-                    mean.add(&clipped(|i| scale * (i as f32).sin(), 2.0), *weight);
-                }
-                mean
-            };
-            let mut rotated = parts.clone();
-            rotated.rotate_left(rotation % parts.len());
-            prop_assert_eq!(sum(&parts), sum(&rotated));
-        }
-    }
-}
+pub(crate) mod tests;

@@ -121,6 +121,7 @@ mod tests {
             selected: Vec::new(),
             accepted: accepted.iter().map(receipt).collect(),
             weight: 0,
+            residual: None,
             refused: refused.iter().map(|name| (client(name), "not finite".to_owned())).collect(),
             declined: Vec::new(),
             dropped_out: Vec::new(),

@@ -9,7 +9,7 @@ use floret_core::plan::{InvalidTraining, TrainingConfig};
 use floret_core::{LoraConfig, RunId, Seed};
 use serde::{Deserialize, Serialize};
 
-use crate::combine::WeightedMean;
+use crate::combine::{Robust, WeightedMean};
 use crate::mode::FRESH_WEIGHT;
 pub use crate::mode::{BufferedConfig, Mode};
 use crate::server_optimizer::ServerOptimizer;
@@ -105,6 +105,16 @@ pub struct Aggregation {
     /// Most examples that count for one client's weight: its number is its own claim. In buffered
     /// rounds, staleness alone makes the weight.
     pub max_examples: u32,
+    /// How many deltas become one; none for the weighted mean.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub combine: Option<Robust>,
+    /// Whether each round measures how far the mean of factors is from the mean of their products.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub measure_residual: bool,
+    /// Most memory, in bytes, for the deltas of a round that are needed at once. It changes no result,
+    /// and so is not written with the settings.
+    #[serde(skip_serializing)]
+    pub max_buffered_bytes: u64,
     /// How the combined delta moves the adapter.
     pub server_optimizer: ServerOptimizer,
     /// How the adapter's steps are encoded for devices that hold an earlier version: what they hold
@@ -123,9 +133,27 @@ impl Default for Aggregation {
         Self {
             clip_norm: 10.0,
             max_examples: 10_000,
+            combine: None,
+            measure_residual: false,
+            max_buffered_bytes: 1 << 30,
             server_optimizer: ServerOptimizer::default(),
             download_compression: Compression::None,
         }
+    }
+}
+
+impl Aggregation {
+    /// Whether all updates of a round are needed at once when it closes.
+    #[must_use]
+    pub fn needs_updates(&self) -> bool {
+        self.combine.is_some() || self.measure_residual
+    }
+
+    /// The weight of an update of a synchronous round that says it comes from `num_examples`: the
+    /// robust rules give each the same say.
+    #[must_use]
+    pub fn weight(&self, num_examples: u32) -> u32 {
+        if self.combine.is_some() { 1 } else { num_examples.min(self.max_examples) }
     }
 }
 
@@ -251,7 +279,75 @@ impl RunConfig {
         if aggregation.max_examples == 0 {
             return setting("aggregation.max_examples", 0, "1 or more");
         }
+        if let Some(rule) = aggregation.combine {
+            self.validate_combine(rule)?;
+        }
+        if aggregation.needs_updates() && !self.mode.is_synchronous() {
+            let accepted = "\"synchronous\" with aggregation.combine or measure_residual: updates \
+                            of a buffer begin with different adapters, and cannot be compared";
+            return setting("run.mode", self.mode.name(), accepted);
+        }
         validate_server_optimizer(aggregation.server_optimizer)
+    }
+
+    /// With the fewest updates that a round may close with, each rule must have enough.
+    fn validate_combine(&self, rule: Robust) -> Result<(), InvalidRun> {
+        let quorum = u64::from(self.cohort.quorum);
+        match rule {
+            Robust::Median {} => {}
+            Robust::TrimmedMean { trim } if 2 * u64::from(trim) >= quorum => {
+                let accepted = format!("less than half of cohort.quorum = {quorum}");
+                return setting("aggregation.combine.trim", trim, accepted);
+            }
+            Robust::Krum { byzantine } | Robust::MultiKrum { byzantine, .. }
+                if 2 * u64::from(byzantine) + 3 > quorum =>
+            {
+                let accepted = format!("f with 2 f + 3 up to cohort.quorum = {quorum}");
+                return setting("aggregation.combine.byzantine", byzantine, accepted);
+            }
+            Robust::MultiKrum { byzantine, keep }
+                if keep == 0 || u64::from(keep) + u64::from(byzantine) > quorum =>
+            {
+                let most = quorum - u64::from(byzantine);
+                let accepted = format!("1 to {most}, cohort.quorum without byzantine");
+                return setting("aggregation.combine.keep", keep, accepted);
+            }
+            Robust::CenteredClipping { radius, .. } if !(radius.is_finite() && radius > 0.0) => {
+                return setting("aggregation.combine.radius", radius, "a positive number");
+            }
+            Robust::GeometricMedian { iterations }
+            | Robust::CenteredClipping { iterations, .. }
+                if !(1..=Robust::ITERATIONS_MAX).contains(&iterations) =>
+            {
+                let accepted = format!("1 to {}", Robust::ITERATIONS_MAX);
+                return setting("aggregation.combine.iterations", iterations, accepted);
+            }
+            Robust::TrimmedMean { .. }
+            | Robust::Krum { .. }
+            | Robust::MultiKrum { .. }
+            | Robust::GeometricMedian { .. }
+            | Robust::CenteredClipping { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Whether the updates that a round needs at once fit `aggregation.max_buffered_bytes`, for an
+    /// adapter of `bytes` bytes.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn fits_memory(&self, bytes: usize) -> Result<(), InvalidRun> {
+        let needed = u64::from(self.cohort.size).saturating_mul(bytes as u64);
+        let limit = self.aggregation.max_buffered_bytes;
+        if self.aggregation.needs_updates() && needed > limit {
+            let accepted = format!(
+                "at least {needed}, for cohort.size = {} deltas of {bytes} bytes that \
+                 aggregation.combine or measure_residual need at once",
+                self.cohort.size
+            );
+            return setting("aggregation.max_buffered_bytes", limit, accepted);
+        }
+        Ok(())
     }
 }
 

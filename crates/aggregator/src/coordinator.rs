@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::advance::{Before, advance};
+use crate::combine::residual::Residual;
 use crate::config::{InvalidRun, Mode, RunConfig};
 use crate::message::{Input, Record, Rejection, Reply, RoundSummary, Step};
 use crate::phase::admission::{Standing, answer, repeat};
@@ -16,6 +17,7 @@ use crate::phase::selecting::Selecting;
 use crate::phase::training::Training;
 use crate::phase::{Closing, OpenRound, Phase, Verdict};
 use crate::state::{Assignment, RunEnd, RunState};
+use crate::store::UpdateSource;
 
 pub use status::Status;
 
@@ -40,6 +42,7 @@ impl Coordinator {
         state: RunState,
     ) -> Result<Self, InvalidRun> {
         config.validate()?;
+        config.fits_memory(layout.bytes())?;
         let (want, got) = (layout.digest(), state.adapter.layout().digest());
         if want != got || !state.moments.fit(layout.len()) || !fits(&state.unsent, &layout) {
             let (want, got) = (want.short(), got.short());
@@ -245,21 +248,28 @@ impl Coordinator {
         }
     }
 
-    /// Opens or closes a round if it is time; changes nothing. Spurious calls are harmless.
-    #[must_use]
-    pub fn handle_timeout(&self, now: Time) -> Vec<Record> {
-        match &self.phase {
+    /// Opens or closes a round if it is time; changes nothing. Spurious calls are harmless. A round
+    /// that closes may read its updates again: all that were accepted must be in `updates`.
+    ///
+    /// # Errors
+    /// An update cannot be read.
+    pub fn handle_timeout<S: UpdateSource>(
+        &self,
+        now: Time,
+        updates: &S,
+    ) -> Result<Vec<Record>, S::Error> {
+        Ok(match &self.phase {
             Phase::Selecting(selecting) => self.opening(selecting, now).into_iter().collect(),
-            Phase::Training(training) => self.close(training, now),
+            Phase::Training(training) => self.close(training, now, updates)?,
             Phase::Buffering(buffering) => {
-                let closed = self.close(buffering, now);
+                let closed = self.close(buffering, now, updates)?;
                 match closed.is_empty() {
                     true => buffering.expired(now, self.config.timing.report_deadline),
                     false => closed,
                 }
             }
             Phase::Ended(_) => Vec::new(),
-        }
+        })
     }
 
     /// The next round's opening, if it is time: a buffered one needs no clients to begin.
@@ -273,16 +283,51 @@ impl Coordinator {
     }
 
     /// Closes a round if it is time.
-    fn close(&self, round: &dyn OpenRound, now: Time) -> Vec<Record> {
-        match round.verdict(&self.config, now) {
-            Some(Verdict::Commit(reason)) => self.commit(round, now, reason),
+    fn close<S: UpdateSource>(
+        &self,
+        round: &dyn OpenRound,
+        now: Time,
+        updates: &S,
+    ) -> Result<Vec<Record>, S::Error> {
+        Ok(match round.verdict(&self.config, now) {
+            Some(Verdict::Commit(reason)) => {
+                let combined = self.combine(round, updates)?;
+                self.commit(round, now, reason, combined)
+            }
             Some(Verdict::Abandon(reason)) => self.abandon(round, now, reason),
             None => Vec::new(),
-        }
+        })
     }
 
-    fn commit(&self, round: &dyn OpenRound, now: Time, reason: String) -> Vec<Record> {
-        let delta = round.combined(&self.config);
+    /// The combined delta of a round, and its residual if that is asked for.
+    fn combine<S: UpdateSource>(
+        &self,
+        round: &dyn OpenRound,
+        updates: &S,
+    ) -> Result<(Vec<f32>, Option<Residual>), S::Error> {
+        let aggregation = &self.config.aggregation;
+        if !aggregation.needs_updates() {
+            return Ok((round.mean(&self.config), None));
+        }
+        let (mut deltas, mut weights) = (Vec::new(), Vec::new());
+        for (client, receipt) in round.counted() {
+            deltas.push(updates.update(client, receipt)?.delta().clone());
+            weights.push(receipt.weight);
+        }
+        let (layout, before) = (&self.layout, self.state.adapter.values());
+        let combined = aggregation.combine.map(|rule| rule.combine(layout, before, &deltas));
+        let residual =
+            aggregation.measure_residual.then(|| Residual::of(layout, before, &deltas, &weights));
+        Ok((combined.unwrap_or_else(|| round.mean(&self.config)), residual))
+    }
+
+    fn commit(
+        &self,
+        round: &dyn OpenRound,
+        now: Time,
+        reason: String,
+        (delta, residual): (Vec<f32>, Option<Residual>),
+    ) -> Vec<Record> {
         let RunState { adapter, moments, .. } = &self.state;
         let before = Before { adapter, moments, unsent: self.state.unsent.as_deref() };
         let after = match advance(before, &self.config.aggregation, self.state.round, &delta) {
@@ -291,7 +336,8 @@ impl Coordinator {
             Err(error) => return self.abandon(round, now, error.to_string()),
         };
         let version = self.state.version.next();
-        let summary = round.summary(self.closing(now, true, reason));
+        let closing = Closing { residual, ..self.closing(now, true, reason) };
+        let summary = round.summary(closing);
         let mut records = vec![Record::RoundCommitted { summary, after: Box::new(after) }];
         if version.0 >= u64::from(self.config.rounds) {
             records.push(Record::RunEnded(all_committed(&self.config, version)));
@@ -313,7 +359,7 @@ impl Coordinator {
 
     fn closing(&self, at: Time, committed: bool, reason: String) -> Closing {
         let (base_version, adapter_before) = (self.state.version, self.state.adapter.digest());
-        Closing { at, committed, reason, base_version, adapter_before }
+        Closing { at, committed, reason, base_version, adapter_before, residual: None }
     }
 
     /// Applies a record: the only place where state changes. Records that do not belong to the

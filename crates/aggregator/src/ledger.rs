@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use floret_core::chain::Head;
 
+use crate::combine::residual::Residual;
 use crate::config::{Aggregation, CohortConfig, Mode, RunConfig};
 use crate::message::{Counted, RoundSummary};
 
@@ -115,6 +116,9 @@ pub struct RoundEntry {
     pub adapter_after: Digest,
     /// Sum of the weights.
     pub weight: u64,
+    /// How far the mean of factors is from that of their products, if it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<Residual>,
     /// When it opened, in milliseconds since 1970.
     pub opened_at: Time,
     /// Clients chosen, or assigned, in it.
@@ -247,6 +251,7 @@ impl Scribe {
             adapter_before: summary.adapter_before,
             adapter_after,
             weight: summary.weight,
+            residual: summary.residual,
             opened_at: summary.opened_at,
             selected: summary.selected.iter().map(name).collect(),
             accepted: accepted.collect(),

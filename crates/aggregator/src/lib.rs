@@ -35,4 +35,4 @@ pub use coordinator::Coordinator;
 pub use message::{Counted, Input, Record, Rejection, Reply, RoundSummary, Step};
 pub use server_optimizer::Moments;
 pub use state::{Assignment, Assignments, RunEnd, RunState, Totals};
-pub use store::{NoStore, Store};
+pub use store::{MemoryStore, Store, UpdateSource};

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::advance::After;
 use crate::clipped::{Admitted, InvalidUpdate};
+use crate::combine::residual::Residual;
 use crate::state::{Assignment, RunEnd};
 
 /// What a client says. Its identity comes from its certificate, beside it.
@@ -243,6 +244,8 @@ pub struct RoundSummary {
     pub accepted: Vec<Counted>,
     /// Sum of their weights.
     pub weight: u64,
+    /// How far the mean of factors is from that of their products, if it was measured.
+    pub residual: Option<Residual>,
     /// Clients refused, with the reason.
     pub refused: Vec<(ClientId, String)>,
     /// Clients that declined, with their reason.

@@ -1,15 +1,28 @@
 //! Where a shell keeps what the coordinator recorded.
 
-use std::convert::Infallible;
+use std::collections::BTreeMap;
 
+use floret_core::{ClientId, Receipt};
+
+use crate::clipped::Admitted;
+use crate::config::RunConfig;
 use crate::message::Record;
 use crate::state::RunState;
 
-/// Keeps a run, so that it goes on after any crash.
-pub trait Store {
+/// Where the updates of the open round are read again when it closes, by a rule that needs them all.
+pub trait UpdateSource {
     /// Why something cannot be kept or read.
     type Error: std::error::Error + 'static;
 
+    /// The update of `client` that counts in the open round, and of which it has this receipt.
+    ///
+    /// # Errors
+    /// The disk failed, or what it holds is damaged.
+    fn update(&self, client: &ClientId, receipt: &Receipt) -> Result<Admitted, Self::Error>;
+}
+
+/// Keeps a run, so that it goes on after any crash.
+pub trait Store: UpdateSource {
     /// Makes `records` durable, in order; `state` is the coordinator's after applying them. When
     /// this returns, they outlive any crash; when it fails, the caller must stop without an answer,
     /// for they may or may not.
@@ -32,22 +45,55 @@ pub trait Store {
     fn replay(&mut self, apply: &mut dyn FnMut(Record)) -> Result<(), Self::Error>;
 }
 
-/// Keeps nothing: for runs that no crash can touch.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoStore;
+/// Keeps what the open round may need again, in memory: for runs that no crash can touch.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    keeps_updates: bool,
+    updates: BTreeMap<ClientId, Admitted>,
+}
 
-impl Store for NoStore {
-    type Error = Infallible;
+/// An update that was not kept.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the update of {0} is not in memory: it was not committed in this round")]
+pub struct NotInMemory(ClientId);
 
-    fn commit(&mut self, _: &[Record], _: &RunState) -> Result<(), Infallible> {
+impl MemoryStore {
+    /// A store for a run with these settings: without a rule that needs them, it keeps no updates.
+    #[must_use]
+    pub fn new(config: &RunConfig) -> Self {
+        Self { keeps_updates: config.aggregation.needs_updates(), updates: BTreeMap::new() }
+    }
+}
+
+impl UpdateSource for MemoryStore {
+    type Error = NotInMemory;
+
+    fn update(&self, client: &ClientId, _: &Receipt) -> Result<Admitted, NotInMemory> {
+        self.updates.get(client).cloned().ok_or_else(|| NotInMemory(client.clone()))
+    }
+}
+
+impl Store for MemoryStore {
+    fn commit(&mut self, records: &[Record], _: &RunState) -> Result<(), NotInMemory> {
+        for record in records {
+            match record {
+                Record::Accepted { client, update, .. } if self.keeps_updates => {
+                    self.updates.insert(client.clone(), update.clone());
+                }
+                Record::RoundCommitted { .. } | Record::RoundAbandoned { .. } => {
+                    self.updates.clear();
+                }
+                _ => {}
+            }
+        }
         Ok(())
     }
 
-    fn load(&mut self) -> Result<Option<RunState>, Infallible> {
+    fn load(&mut self) -> Result<Option<RunState>, NotInMemory> {
         Ok(None)
     }
 
-    fn replay(&mut self, _: &mut dyn FnMut(Record)) -> Result<(), Infallible> {
+    fn replay(&mut self, _: &mut dyn FnMut(Record)) -> Result<(), NotInMemory> {
         Ok(())
     }
 }

@@ -98,6 +98,11 @@ impl Layout {
         &self.tensors
     }
 
+    /// A and B of each linear map that is adapted: in sorted order they follow one another.
+    pub fn pairs(&self) -> impl Iterator<Item = &[TensorSpec; 2]> {
+        self.tensors.as_chunks::<2>().0.iter()
+    }
+
     /// Number of values in the flat vector.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "a layout always holds a tensor")]
@@ -115,5 +120,27 @@ impl Layout {
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.digest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_of_one_linear_map_each() {
+        let model = ModelConfig::from_json(
+            r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 12,
+                "vocab_size": 16, "num_hidden_layers": 11, "num_attention_heads": 2}"#,
+        )
+        .unwrap();
+        let target_modules = TargetModule::ALL.to_vec();
+        let layout = Layout::new(&model, &LoraConfig { target_modules, ..LoraConfig::default() });
+        let layout = layout.unwrap();
+        assert_eq!(layout.pairs().count(), 11 * 7);
+        for [a, b] in layout.pairs() {
+            assert_eq!((a.layer, a.target, a.factor), (b.layer, b.target, Factor::A));
+            assert_eq!((b.factor, b.rank()), (Factor::B, a.rank()));
+        }
     }
 }

@@ -46,8 +46,12 @@ impl<S: Store> Server<S> {
     pub(crate) fn pass_time(&mut self, mut now: Time, until: Time) -> Time {
         while let Some(due) = self.coordinator.poll_timeout(now).filter(|due| *due <= until) {
             now = now.max(due);
-            let records = self.coordinator.handle_timeout(now);
-            self.record(now, records);
+            match self.coordinator.handle_timeout(now, &self.store) {
+                Ok(records) => {
+                    self.record(now, records);
+                }
+                Err(error) => self.start_again(now, &error),
+            }
         }
         now
     }
@@ -58,11 +62,7 @@ impl<S: Store> Server<S> {
             self.coordinator.apply(record);
         }
         if let Err(error) = self.store.commit(&records, self.coordinator.state()) {
-            let Some(restart) = &mut self.restart else {
-                panic!("the store of a world that cannot restart its server failed: {error}");
-            };
-            self.crashes += 1;
-            (self.coordinator, self.store) = restart(now);
+            self.start_again(now, &error);
             return false;
         }
         for record in records {
@@ -73,5 +73,13 @@ impl<S: Store> Server<S> {
             }
         }
         true
+    }
+
+    fn start_again(&mut self, now: Time, error: &S::Error) {
+        let Some(restart) = &mut self.restart else {
+            panic!("the store of a world that cannot restart its server failed: {error}");
+        };
+        self.crashes += 1;
+        (self.coordinator, self.store) = restart(now);
     }
 }

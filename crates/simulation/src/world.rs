@@ -9,7 +9,9 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use floret_aggregator::{Coordinator, Input as ServerInput, NoStore, Reply, RoundSummary, Store};
+use floret_aggregator::{
+    Coordinator, Input as ServerInput, MemoryStore, Reply, RoundSummary, Store,
+};
 use floret_core::seed::Purpose;
 use floret_core::{ClientId, ClientUpdate, Payload, Round, Seed, SignedReceipt, SigningKey, Time};
 use floret_device::session::RunEnd;
@@ -20,7 +22,7 @@ use crate::device::{Device, DeviceStore};
 use crate::server::{Restart, Server, Unanswered};
 
 /// One aggregator, its devices and what trains them.
-pub struct World<T, S = NoStore> {
+pub struct World<T, S = MemoryStore> {
     server: Server<S>,
     devices: Vec<Device>,
     trainer: T,
@@ -70,7 +72,8 @@ impl<T: Trainer> World<T> {
         behaviour: Behaviour,
         seed: &Seed,
     ) -> Self {
-        let server = Server::new(coordinator, NoStore, None);
+        let store = MemoryStore::new(coordinator.config());
+        let server = Server::new(coordinator, store, None);
         let devices = sessions.into_iter().map(|session| (session, DeviceStore::none()));
         Self::populated(server, devices.collect(), trainer, behaviour, seed)
     }

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use floret_aggregator::config::{BufferedConfig, CohortConfig, Mode, Timing};
-use floret_aggregator::{Coordinator, Record, RunConfig, RunState, Store};
-use floret_core::{Layout, Seed};
+use floret_aggregator::{Admitted, Coordinator, Record, RunConfig, RunState, Store, UpdateSource};
+use floret_core::{ClientId, Layout, Receipt, Seed};
 use floret_device::{Limits, Session};
 use floret_simulation::{Behaviour, DeviceStore, Ending, ToyTrainer, World};
 use support::model;
@@ -40,9 +40,15 @@ fn fresh(config: &RunConfig) -> Coordinator {
 #[derive(Clone, Default)]
 struct Tape(Arc<Mutex<Vec<Record>>>);
 
-impl Store for Tape {
+impl UpdateSource for Tape {
     type Error = Infallible;
 
+    fn update(&self, client: &ClientId, _: &Receipt) -> Result<Admitted, Infallible> {
+        panic!("no rule of these runs reads the update of {client} again")
+    }
+}
+
+impl Store for Tape {
     fn commit(&mut self, records: &[Record], _: &RunState) -> Result<(), Infallible> {
         let durable = records.iter().filter(|record| record.is_durable());
         self.0.lock().unwrap().extend(durable.cloned());

@@ -1,3 +1,4 @@
+use floret_aggregator::combine::Robust;
 use toml::{Table, Value};
 
 use super::*;
@@ -21,10 +22,16 @@ fn the_sample_is_the_defaults_and_names_every_option() {
     assert_eq!(parse(SAMPLE).unwrap(), Config::default());
     let uncommented = SAMPLE.replace("# seed", "seed");
     assert_eq!(parse(&uncommented).unwrap().run.seed, Some(FixedSeed(42)));
-    let adaptive = "\nadaptive = { rule = \"adam\"";
-    let adam = parse(&SAMPLE.replace(&adaptive.replace('\n', "\n# "), adaptive)).unwrap();
-    let Some(adam) = adam.aggregation.server_optimizer.adaptive else { panic!("no adaptive rule") };
+    let mut strategies = SAMPLE.to_owned();
+    for option in ["adaptive", "combine", "measure_residual", "max_buffered_bytes"] {
+        strategies = strategies.replace(&format!("\n# {option} ="), &format!("\n{option} ="));
+    }
+    let strategy = parse(&strategies).unwrap().aggregation;
+    let adam = strategy.server_optimizer.adaptive.unwrap();
     assert_eq!((adam.beta2(), adam.tau()), (Some(0.99), 0.001));
+    assert_eq!(strategy.combine, Some(Robust::TrimmedMean { trim: 1 }));
+    assert!(strategy.measure_residual);
+    assert_eq!(strategy.max_buffered_bytes, Aggregation::default().max_buffered_bytes);
     let bare: Vec<&str> = SAMPLE.lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(parse(&bare.join("\n")).unwrap(), Config::default());
 

@@ -80,6 +80,7 @@ fn summary(round: u32) -> RoundSummary {
         selected: Vec::new(),
         accepted: Vec::new(),
         weight: 0,
+        residual: None,
         refused: Vec::new(),
         declined: Vec::new(),
         dropped_out: Vec::new(),

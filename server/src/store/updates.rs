@@ -1,7 +1,9 @@
 //! Payloads of a round, one after the other in one file: many reports share one sync. Each stands
 //! behind its length, so that the file can be read without the database.
 
-use floret_core::{Payload, Round};
+use std::collections::BTreeMap;
+
+use floret_core::{ClientId, Payload, Round};
 use floret_store::{Disk, Log};
 
 use super::StoreError;
@@ -19,6 +21,8 @@ pub(crate) fn file(round: Round) -> String {
 #[derive(Debug)]
 pub(super) struct Updates {
     pub(super) round: Round,
+    /// Where each client's payload ends.
+    pub(super) ends: BTreeMap<ClientId, u64>,
     log: Log,
 }
 
@@ -27,7 +31,7 @@ impl Updates {
     pub(super) fn open(disk: &dyn Disk, round: Round, len: u64) -> Result<Self, StoreError> {
         let log = Log::open(disk, UPDATES, &file(round), len)
             .map_err(StoreError::disk("open", &file(round)))?;
-        Ok(Self { round, log })
+        Ok(Self { round, ends: BTreeMap::new(), log })
     }
 
     /// Opens the file of a round whose updates are to be read.
@@ -39,13 +43,18 @@ impl Updates {
         Self::open(disk, round, len)
     }
 
-    /// Appends a payload; gives the length of the file with it.
-    pub(super) fn append(&mut self, payload: &Payload) -> Result<u64, StoreError> {
+    /// Appends a client's payload; gives the length of the file with it.
+    pub(super) fn append(
+        &mut self,
+        client: &ClientId,
+        payload: &Payload,
+    ) -> Result<u64, StoreError> {
         let bytes = payload.bytes();
         let failed = StoreError::disk("write", &file(self.round));
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.log.append(&len.to_le_bytes()).map_err(&failed)?;
         self.log.append(bytes).map_err(&failed)?;
+        self.ends.insert(client.clone(), self.log.len());
         Ok(self.log.len())
     }
 

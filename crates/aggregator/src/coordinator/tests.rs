@@ -7,8 +7,10 @@ use floret_core::plan::TrainingConfig;
 use floret_core::{LoraConfig, ModelConfig, Payload, Receipt, Seed, Version};
 
 use super::*;
+use crate::combine::Robust;
 use crate::config::{Aggregation, BufferedConfig, CohortConfig, Mode, Timing};
 use crate::server_optimizer::{Adaptive, ServerOptimizer};
+use crate::store::{MemoryStore, Store as _};
 
 pub(crate) fn layout() -> Arc<Layout> {
     let model = ModelConfig::from_json(
@@ -56,6 +58,7 @@ pub(crate) fn config() -> RunConfig {
 struct Run {
     coordinator: Coordinator,
     now: Time,
+    store: MemoryStore,
     /// What a store would keep.
     records: Vec<Record>,
 }
@@ -63,8 +66,9 @@ struct Run {
 impl Run {
     fn new(config: RunConfig) -> Self {
         let state = RunState::first(&config, layout());
+        let store = MemoryStore::new(&config);
         let coordinator = Coordinator::new(config, layout(), state).unwrap();
-        Self { coordinator, now: Time(1_000), records: Vec::new() }
+        Self { coordinator, now: Time(1_000), store, records: Vec::new() }
     }
 
     /// A run of three clients, a, b and c, whose first round is open.
@@ -87,13 +91,14 @@ impl Run {
 
     fn tick(&mut self) {
         while self.coordinator.poll_timeout(self.now).is_some_and(|due| due <= self.now) {
-            let records = self.coordinator.handle_timeout(self.now);
+            let records = self.coordinator.handle_timeout(self.now, &self.store).unwrap();
             assert!(!records.is_empty(), "a timeout that is due must do something");
             self.apply(records);
         }
     }
 
     fn apply(&mut self, records: Vec<Record>) {
+        self.store.commit(&records, self.coordinator.state()).unwrap();
         for record in records {
             self.coordinator.apply(&record);
             self.records.extend(record.is_durable().then_some(record));
@@ -354,7 +359,8 @@ fn clients_that_went_away_are_not_chosen() {
 /// A run that was restarted with what a store would have kept.
 fn restarted(run: &Run, first: &RunState, now: Time) -> Run {
     let coordinator = Coordinator::new(config(), layout(), first.clone()).unwrap();
-    let mut restarted = Run { coordinator, now, records: run.records.clone() };
+    let store = MemoryStore::new(&config());
+    let mut restarted = Run { coordinator, now, store, records: run.records.clone() };
     run.records.iter().for_each(|record| restarted.coordinator.apply(record));
     restarted
 }
@@ -435,6 +441,10 @@ fn forbidden_settings_are_named() {
         let server_optimizer = ServerOptimizer { adaptive: Some(rule), ..sgd };
         RunConfig { aggregation: Aggregation { server_optimizer, ..aggregation }, ..config() }
     };
+    let robust = |rule| {
+        let aggregation = Aggregation { combine: Some(rule), ..aggregation };
+        RunConfig { cohort: CohortConfig { quorum: 3, ..cohort }, aggregation, ..config() }
+    };
     let second = Duration::from_secs(1);
     let cases = [
         (RunConfig { rounds: 0, ..config() }, "run.rounds"),
@@ -480,6 +490,20 @@ fn forbidden_settings_are_named() {
         ),
         (adaptive(Adaptive::Adam { beta2: 1.0, tau: 1e-3 }), "server_optimizer.adaptive.beta2"),
         (adaptive(Adaptive::Adagrad { tau: 0.0 }), "server_optimizer.adaptive.tau"),
+        (robust(Robust::TrimmedMean { trim: 2 }), "combine.trim"),
+        (robust(Robust::Krum { byzantine: 1 }), "combine.byzantine"),
+        (robust(Robust::Krum { byzantine: u32::MAX }), "combine.byzantine"),
+        (robust(Robust::MultiKrum { byzantine: 0, keep: 4 }), "combine.keep"),
+        (robust(Robust::MultiKrum { byzantine: 0, keep: 0 }), "combine.keep"),
+        (robust(Robust::GeometricMedian { iterations: 0 }), "combine.iterations"),
+        (robust(Robust::CenteredClipping { radius: f64::NAN, iterations: 3 }), "combine.radius"),
+        (
+            RunConfig {
+                mode: Mode::Buffered(BufferedConfig::default()),
+                ..robust(Robust::Median {})
+            },
+            "run.mode is buffered",
+        ),
     ];
     let buffered = |buffered| RunConfig { mode: Mode::Buffered(buffered), ..config() };
     let good = BufferedConfig::default();
@@ -494,6 +518,40 @@ fn forbidden_settings_are_named() {
         assert!(error.contains(word), "{word}: {error}");
     }
     assert!(config().validate().is_ok() && buffered(good).validate().is_ok());
+}
+
+/// Three clients report; the middle one of each value counts, whatever numbers of examples they claim.
+#[test]
+fn a_robust_rule_reads_the_updates_of_the_round_again() {
+    let combine = Some(Robust::Median {});
+    let aggregation = Aggregation { combine, measure_residual: true, ..config().aggregation };
+    let mut run = Run::new(RunConfig { aggregation, ..config() });
+    run.gather();
+    let before = run.coordinator.state().adapter.clone();
+    for (client, value) in [("c", 0.01), ("a", -0.2), ("b", 0.02)] {
+        let reply = run.report(client, 1, payload(|_| value)).unwrap();
+        assert!(matches!(reply, Reply::Accepted(Receipt { weight: 1, .. })));
+    }
+    let after = run.coordinator.state().adapter.values();
+    let moved = before.values().iter().zip(after).map(|(before, after)| after - before);
+    assert!(moved.into_iter().all(|change| (change - 0.01).abs() < 1e-6));
+    let Some(Record::RoundCommitted { summary, .. }) = run.records.last() else { panic!() };
+    assert!(summary.residual.is_some_and(|residual| residual.norm > 0.0), "{summary:?}");
+}
+
+#[test]
+fn updates_that_do_not_fit_in_memory_are_refused_with_the_bytes_that_they_need() {
+    let needed = 3 * layout().bytes() as u64;
+    let with = |max_buffered_bytes, measure_residual| {
+        let aggregation =
+            Aggregation { measure_residual, max_buffered_bytes, ..config().aggregation };
+        let config = RunConfig { aggregation, ..config() };
+        let state = RunState::first(&config, layout());
+        Coordinator::new(config, layout(), state).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!((with(needed, true), with(1, false)), (Ok(()), Ok(())));
+    let error = with(needed - 1, true).unwrap_err();
+    assert!(error.contains("max_buffered_bytes") && error.contains(&needed.to_string()), "{error}");
 }
 
 mod buffered;

@@ -270,8 +270,12 @@ impl OpenRound for Buffering {
         })
     }
 
-    fn combined(&self, config: &RunConfig) -> Vec<f32> {
+    fn mean(&self, config: &RunConfig) -> Vec<f32> {
         self.sum.over(config.mode.divisor(self.sum.weight()), config.aggregation.clip_norm)
+    }
+
+    fn counted(&self) -> Vec<(&ClientId, &Receipt)> {
+        self.counted.iter().map(|(client, counted)| (client, &counted.receipt)).collect()
     }
 
     fn summary(&self, closing: Closing) -> RoundSummary {

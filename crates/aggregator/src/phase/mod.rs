@@ -13,10 +13,11 @@ pub(crate) mod selecting;
 pub(crate) mod training;
 
 use buffering::Buffering;
-use floret_core::{Digest, Round, Time, Version};
+use floret_core::{ClientId, Digest, Receipt, Round, Time, Version};
 use selecting::Selecting;
 use training::Training;
 
+use crate::combine::residual::Residual;
 use crate::config::RunConfig;
 use crate::message::RoundSummary;
 use crate::state::RunEnd;
@@ -50,8 +51,11 @@ pub(crate) trait OpenRound {
     /// Whether it can close at `now`, and how.
     fn verdict(&self, config: &RunConfig, now: Time) -> Option<Verdict>;
 
-    /// The combined delta.
-    fn combined(&self, config: &RunConfig) -> Vec<f32>;
+    /// The sum of the updates that count, for the linear rule.
+    fn mean(&self, config: &RunConfig) -> Vec<f32>;
+
+    /// The updates that count, in ClientId order.
+    fn counted(&self) -> Vec<(&ClientId, &Receipt)>;
 
     /// What happened in it.
     fn summary(&self, closing: Closing) -> RoundSummary;
@@ -82,6 +86,7 @@ pub(crate) struct Closing {
     /// The adapter that it began with.
     pub(crate) base_version: Version,
     pub(crate) adapter_before: Digest,
+    pub(crate) residual: Option<Residual>,
 }
 
 impl Closing {
@@ -97,6 +102,7 @@ impl Closing {
             selected: Vec::new(),
             accepted: Vec::new(),
             weight,
+            residual: self.residual,
             refused: Vec::new(),
             declined: Vec::new(),
             dropped_out: Vec::new(),

@@ -89,7 +89,7 @@ impl Training {
             Err(rejection) => answer(Err(rejection)),
             Ok(Standing::Counted(receipt)) => repeat(receipt, payload_digest, self.round),
             Ok(Standing::Awaited(_)) => {
-                let weight = update.num_examples.min(config.aggregation.max_examples);
+                let weight = config.aggregation.weight(update.num_examples);
                 decide(config, layout, client, update, payload_digest, weight)
             }
         }
@@ -178,8 +178,16 @@ impl OpenRound for Training {
         }
     }
 
-    fn combined(&self, config: &RunConfig) -> Vec<f32> {
+    fn mean(&self, config: &RunConfig) -> Vec<f32> {
         self.mean.mean(config.aggregation.clip_norm)
+    }
+
+    fn counted(&self) -> Vec<(&ClientId, &Receipt)> {
+        let reported = self.cohort.iter().filter_map(|(client, member)| match member {
+            Member::Reported(receipt) => Some((client, receipt)),
+            Member::Assigned | Member::Refused(_) | Member::Declined(_) => None,
+        });
+        reported.collect()
     }
 
     fn summary(&self, closing: Closing) -> RoundSummary {

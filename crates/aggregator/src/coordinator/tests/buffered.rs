@@ -171,7 +171,8 @@ fn the_recorded_order_gives_the_same_bits_and_state() {
     run.plan("fresh");
     let replay = |run: &Run, from: &RunState| {
         let coordinator = Coordinator::new(buffered(), layout(), from.clone()).unwrap();
-        let mut again = Run { coordinator, now: run.now, records: Vec::new() };
+        let store = MemoryStore::new(coordinator.config());
+        let mut again = Run { coordinator, now: run.now, store, records: Vec::new() };
         again.apply(run.records.clone());
         again
     };
@@ -199,7 +200,8 @@ fn work_outlives_a_restart_but_not_other_settings() {
     let first = RunState::first(&buffered(), layout());
     let restart = |config: RunConfig| {
         let coordinator = Coordinator::new(config, layout(), first.clone()).unwrap();
-        let mut again = Run { coordinator, now: Time(900_000), records: Vec::new() };
+        let store = MemoryStore::new(coordinator.config());
+        let mut again = Run { coordinator, now: Time(900_000), store, records: Vec::new() };
         again.apply(run.records.clone());
         again
     };

@@ -1,0 +1,160 @@
+//! Weighted mean of deltas in fixed-point integers (FedAvg, McMahan et al. 2017, arXiv 1602.05629,
+//! algorithm 1).
+//!
+//! Each value is rounded to a grid of 2^-30 of the clip norm, multiplied by the update's integer
+//! weight and added to an i64. Integer sums do not depend on the order of arrival, and memory does
+//! not grow with the cohort.
+
+use crate::clipped::ClippedDelta;
+
+/// Values of a delta lie within ±2^30 steps of the grid.
+const GRID_BITS: u32 = 30;
+
+/// The outermost step of the grid.
+const LIMIT: f64 = (1u32 << GRID_BITS) as f64;
+
+/// The nearest step of the grid, ties to even, for a value in steps. Added to 1.5 x 2^52, a number's
+/// last bits are its integer part, rounded: so a loop of it becomes vector instructions anywhere.
+fn to_grid(steps: f64) -> i64 {
+    const SHIFT: f64 = 6_755_399_441_055_744.0;
+    let shifted = steps.clamp(-LIMIT, LIMIT) + SHIFT;
+    shifted.to_bits().cast_signed().wrapping_sub(SHIFT.to_bits().cast_signed())
+}
+
+/// A running weighted mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightedMean {
+    sums: Vec<i64>,
+    weight: u64,
+}
+
+impl WeightedMean {
+    /// The mean of nothing, of deltas with `len` values.
+    #[must_use]
+    pub fn new(len: usize) -> Self {
+        Self { sums: vec![0; len], weight: 0 }
+    }
+
+    /// Whether `cohort` updates of weight `max_weight` fit the accumulator.
+    #[must_use]
+    pub fn fits(cohort: u32, max_weight: u32) -> bool {
+        let largest = (u128::from(cohort) * u128::from(max_weight)) << GRID_BITS;
+        largest <= i64::MAX as u128
+    }
+
+    /// Adds a delta with its weight.
+    pub fn add(&mut self, delta: &ClippedDelta, weight: u32) {
+        debug_assert_eq!(delta.values().len(), self.sums.len());
+        let steps_per_unit = LIMIT / f64::from(delta.clip_norm());
+        let factor = i64::from(weight);
+        for (sum, value) in self.sums.iter_mut().zip(delta.values()) {
+            let steps = to_grid(f64::from(*value) * steps_per_unit);
+            // `fits` was checked when the configuration was read: nothing wraps.
+            *sum = sum.wrapping_add(steps.wrapping_mul(factor));
+        }
+        self.weight += u64::from(weight);
+    }
+
+    /// The mean of what was added, each to the clip norm `clip_norm`; zeros if nothing was.
+    #[must_use]
+    pub fn mean(&self, clip_norm: f32) -> Vec<f32> {
+        self.over(self.weight, clip_norm)
+    }
+
+    /// What was added, each to the clip norm `clip_norm`, divided by `divisor`; zeros if nothing was.
+    #[must_use]
+    pub fn over(&self, divisor: u64, clip_norm: f32) -> Vec<f32> {
+        if self.weight == 0 {
+            return vec![0.0; self.sums.len()];
+        }
+        let grid = f64::from(clip_norm) / f64::from(1u32 << GRID_BITS);
+        let unit = grid / divisor as f64;
+        self.sums.iter().map(|sum| (*sum as f64 * unit) as f32).collect()
+    }
+
+    /// Sum of the weights.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        self.weight
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::coordinator::tests::{layout, payload};
+    use crate::mode::{BufferedConfig, Mode, staleness_weight};
+
+    fn clipped(value: impl Fn(usize) -> f32, clip_norm: f32) -> ClippedDelta {
+        ClippedDelta::decode(&payload(value), &layout(), clip_norm).unwrap()
+    }
+
+    #[test]
+    fn mean_weighs_by_examples() {
+        let mut mean = WeightedMean::new(layout().len());
+        mean.add(&clipped(|_| 0.1, 100.0), 1);
+        mean.add(&clipped(|_| 0.5, 100.0), 3);
+        assert_eq!(mean.weight(), 4);
+        assert!(mean.mean(100.0).iter().all(|value| (value - 0.4).abs() < 1e-6));
+        assert_eq!(WeightedMean::new(2).mean(1.0), [0.0, 0.0]);
+    }
+
+    /// FedBuff, algorithm 1: three updates that are 0, 3 and 8 versions behind, of a buffer of 3.
+    #[test]
+    fn a_buffer_is_divided_by_its_size_and_not_by_its_weights() {
+        let mode = Mode::Buffered(BufferedConfig { buffer: 3, ..BufferedConfig::default() });
+        let mut sum = WeightedMean::new(layout().len());
+        for (value, staleness) in [(0.1, 0), (0.2, 3), (0.3, 8)] {
+            sum.add(&clipped(|_| value, 100.0), staleness_weight(staleness));
+        }
+        let want = (0.1 + 0.2 / 2.0 + 0.3 / 3.0) / 3.0;
+        let got = sum.over(mode.divisor(sum.weight()), 100.0);
+        assert!(got.iter().all(|value| (value - want).abs() < 1e-6), "{got:?}");
+        assert_eq!(sum.over(Mode::Synchronous.divisor(sum.weight()), 100.0), sum.mean(100.0));
+    }
+
+    #[test]
+    fn one_client_moves_the_mean_by_the_clip_norm_at_most() {
+        let mut mean = WeightedMean::new(layout().len());
+        mean.add(&clipped(|_| 1e30, 0.5), 7);
+        let norm = mean.mean(0.5).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        assert!((norm - 0.5).abs() < 1e-6, "{norm}");
+    }
+
+    #[test]
+    fn steps_are_rounded_as_the_standard_library_does() {
+        for steps in [0.0, 0.5, 1.5, 2.5, -0.5, -1.5, 0.49999997, 1e9, LIMIT, -LIMIT, 1e300, -1e300]
+        {
+            let want = f64::round_ties_even(steps.clamp(-LIMIT, LIMIT)) as i64;
+            assert_eq!(to_grid(steps), want, "{steps}");
+        }
+    }
+
+    #[test]
+    fn the_accumulator_bound_is_exact() {
+        assert!(WeightedMean::fits(1 << 16, (1 << 17) - 1));
+        assert!(!WeightedMean::fits(1 << 16, 1 << 17));
+        assert!(!WeightedMean::fits(u32::MAX, u32::MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn order_of_arrival_does_not_change_a_bit(
+            parts in prop::collection::vec((-1.0f32..1.0, 1u32..10_000), 1..8),
+            rotation in 0usize..8,
+        ) {
+            let sum = |parts: &[(f32, u32)]| {
+                let mut mean = WeightedMean::new(layout().len());
+                for (scale, weight) in parts {
+                    mean.add(&clipped(|i| scale * (i as f32).sin(), 2.0), *weight);
+                }
+                mean
+            };
+            let mut rotated = parts.clone();
+            rotated.rotate_left(rotation % parts.len());
+            prop_assert_eq!(sum(&parts), sum(&rotated));
+        }
+    }
+}
