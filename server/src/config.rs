@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use floret_aggregator::RunConfig;
-use floret_aggregator::config::{Aggregation, BufferedConfig, CohortConfig, Mode, Timing};
+use floret_aggregator::config::{Aggregation, BufferedConfig, CohortConfig};
+pub use floret_aggregator::sections::{ModeName, TimingSection};
 use floret_core::base::BaseDigests;
 use floret_core::config_file::{ConfigVersion, InvalidConfigFile, from_toml};
 use floret_core::payload::Compression;
@@ -112,17 +113,6 @@ pub struct RunSection {
     pub seed: Option<FixedSeed>,
 }
 
-/// When a round closes; the section of that name has the settings.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ModeName {
-    /// `[cohort]`.
-    #[default]
-    Synchronous,
-    /// `[buffered]`.
-    Buffered,
-}
-
 /// A seed written as a number. Its `Debug` form does not show it.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -140,18 +130,6 @@ impl fmt::Debug for FixedSeed {
 pub struct ModelSection {
     /// Its Hugging Face directory, relative to the settings file.
     pub dir: PathBuf,
-}
-
-/// Deadlines and retry windows, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TimingSection {
-    /// From the opening of a synchronous round, or from a buffered assignment, to its deadline.
-    pub report_deadline_s: f64,
-    /// Earliest return of a device without work.
-    pub retry_min_s: f64,
-    /// Latest return of a device without work.
-    pub retry_max_s: f64,
 }
 
 /// Addresses.
@@ -307,16 +285,9 @@ impl Config {
             lora: self.lora.clone(),
             training: self.training.clone(),
             compression: self.run.compression,
-            mode: match self.run.mode {
-                ModeName::Synchronous => Mode::Synchronous,
-                ModeName::Buffered => Mode::Buffered(self.buffered),
-            },
+            mode: self.run.mode.with(self.buffered),
             cohort: self.cohort,
-            timing: Timing {
-                report_deadline: seconds(self.timing.report_deadline_s),
-                retry_min: seconds(self.timing.retry_min_s),
-                retry_max: seconds(self.timing.retry_max_s),
-            },
+            timing: self.timing.timing(),
             aggregation: self.aggregation,
         })
     }

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on fails")]
 
-use std::time::Duration;
-
 use floret_aggregator::RunConfig;
 use floret_aggregator::combine::Robust;
 use floret_aggregator::config::Aggregation;
@@ -195,7 +193,7 @@ fn a_hundred_rounds_in_a_bad_world_lose_nothing_and_count_nothing_twice() {
             truncate: 0.05,
             lost_answer: 0.05,
             crash: 0.02,
-            max_skew: Duration::from_secs(12 * 3600),
+            max_skew_s: 12.0 * 3600.0,
             ..Behaviour::default()
         };
         let ending = durable.run(behaviour, seed);

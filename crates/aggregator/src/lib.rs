@@ -7,7 +7,7 @@
 //!
 //! # Layout
 //!
-//! - [`config`], [`mode`]: what a run is, and which settings are refused
+//! - [`config`], [`mode`], [`sections`]: what a run is, and which settings are refused
 //! - [`coordinator`]: the state machine; [`phase`] holds one file for each phase
 //! - [`message`]: what goes in and what comes out
 //! - [`clipped`]: the only form in which a delta is ever summed
@@ -25,6 +25,7 @@ pub mod ledger;
 pub mod message;
 pub mod mode;
 pub mod phase;
+pub mod sections;
 pub mod server_optimizer;
 pub mod state;
 pub mod store;

@@ -30,8 +30,16 @@ pub enum Purpose {
     BaseInit,
     /// Tokens drawn while generating.
     Sampling,
-    /// What goes wrong for a device under a load test.
+    /// What goes wrong for a device in a round of a load test or a simulation.
     Mishap,
+    /// What a simulated device is like.
+    Nature,
+    /// Which simulated devices come.
+    Arrival,
+    /// Which examples a simulated device holds.
+    Partition,
+    /// Which simulated devices are evaluated.
+    Evaluation,
 }
 
 impl Purpose {
@@ -46,6 +54,10 @@ impl Purpose {
             Self::BaseInit => "base-init",
             Self::Sampling => "sampling",
             Self::Mishap => "mishap",
+            Self::Nature => "nature",
+            Self::Arrival => "arrival",
+            Self::Partition => "partition",
+            Self::Evaluation => "evaluation",
         }
     }
 }

@@ -46,6 +46,8 @@ impl DeviceStore {
 pub(crate) struct Device {
     pub(crate) session: Session,
     pub(crate) draws: Draws,
+    /// Whether it has work, or had some a moment ago.
+    pub(crate) at_work: bool,
     store: DeviceStore,
     /// How far its clock is ahead of the world's.
     skew: Duration,
@@ -55,7 +57,7 @@ impl Device {
     pub(crate) fn new(session: Session, mut store: DeviceStore, mut draws: Draws) -> Self {
         let skew = draws.skew();
         let session = session.with_pending(store.pending.take());
-        Self { session, draws, store, skew }
+        Self { session, draws, at_work: false, store, skew }
     }
 
     /// Goes down and comes up again with what the store holds.

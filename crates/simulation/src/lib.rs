@@ -6,17 +6,22 @@
 //! # Layout
 //!
 //! - [`world`]: the event loop; [`server`] and [`device`]: who lives in it, and goes down and up again
+//! - [`crowd`]: which devices are there, out of a population of any size
 //! - [`toy`]: a trainer that needs no model
-//! - [`behaviour`]: how devices differ from perfect ones, by seed
+//! - [`behaviour`], [`distribution`]: how devices differ from perfect ones, by seed
 
 pub mod behaviour;
+pub mod crowd;
 pub mod device;
+pub mod distribution;
 pub mod server;
 pub mod toy;
 pub mod world;
 
-pub use behaviour::Behaviour;
+pub use behaviour::{Behaviour, Nature};
+pub use crowd::Population;
 pub use device::DeviceStore;
+pub use distribution::Distribution;
 pub use server::Restart;
 pub use toy::ToyTrainer;
 pub use world::{Ending, World, WorldError};

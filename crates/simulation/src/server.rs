@@ -1,5 +1,7 @@
 //! The aggregator of a world: a coordinator and its store, which a crash takes down together.
 
+use std::collections::VecDeque;
+
 use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply, RoundSummary, Store};
 use floret_core::{ClientId, Time};
 
@@ -11,7 +13,8 @@ pub(crate) struct Server<S> {
     pub(crate) coordinator: Coordinator,
     store: S,
     restart: Option<Restart<S>>,
-    pub(crate) rounds: Vec<RoundSummary>,
+    /// Rounds that closed and that nobody has looked at yet.
+    pub(crate) closed: VecDeque<RoundSummary>,
     pub(crate) crashes: u32,
 }
 
@@ -25,7 +28,7 @@ pub(crate) enum Unanswered {
 
 impl<S: Store> Server<S> {
     pub(crate) fn new(coordinator: Coordinator, store: S, restart: Option<Restart<S>>) -> Self {
-        Self { coordinator, store, restart, rounds: Vec::new(), crashes: 0 }
+        Self { coordinator, store, restart, closed: VecDeque::new(), crashes: 0 }
     }
 
     /// Tells the coordinator something: decide, apply, record, then answer.
@@ -69,7 +72,7 @@ impl<S: Store> Server<S> {
             if let Record::RoundCommitted { summary, .. } | Record::RoundAbandoned { summary } =
                 record
             {
-                self.rounds.push(summary);
+                self.closed.push_back(summary);
             }
         }
         true

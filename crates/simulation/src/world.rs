@@ -12,26 +12,44 @@ use std::time::Duration;
 use floret_aggregator::{
     Coordinator, Input as ServerInput, MemoryStore, Reply, RoundSummary, Store,
 };
-use floret_core::seed::Purpose;
-use floret_core::{ClientId, ClientUpdate, Payload, Round, Seed, SignedReceipt, SigningKey, Time};
+use floret_core::{ClientId, ClientUpdate, Payload, Seed, SignedReceipt, SigningKey, Time};
 use floret_device::session::RunEnd;
-use floret_device::{Action, Control, Input, Session, TrainError, Trainer, TrainingTask};
+use floret_device::{
+    Action, Control, Input, Session, TrainError, Trainer, TrainingOutcome, TrainingTask,
+};
 
-use crate::behaviour::{Behaviour, Draws};
-use crate::device::{Device, DeviceStore};
+use crate::behaviour::Behaviour;
+use crate::crowd::{Crowd, Population};
+use crate::device::DeviceStore;
 use crate::server::{Restart, Server, Unanswered};
 
 /// One aggregator, its devices and what trains them.
 pub struct World<T, S = MemoryStore> {
     server: Server<S>,
-    devices: Vec<Device>,
+    crowd: Crowd,
+    /// What becomes of a device's work is drawn from it.
+    seed: Seed,
     trainer: T,
     now: Time,
-    /// When each device acts next: (time, index), the earliest first.
-    agenda: BinaryHeap<Reverse<(Time, usize)>>,
+    /// What happens next, the earliest first.
+    agenda: BinaryHeap<Reverse<(Time, Event)>>,
+    /// Whether the agenda has [`Event::Look`].
+    looking: bool,
     /// Signs receipts.
     key: SigningKey,
 }
+
+/// Something on the agenda.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// The device of this index acts.
+    Act(usize),
+    /// Nobody was found who may come: it is time to look again.
+    Look,
+}
+
+/// How long nobody is looked for after nobody was found.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// How a simulated run ended.
 #[derive(Debug)]
@@ -75,7 +93,24 @@ impl<T: Trainer> World<T> {
         let store = MemoryStore::new(coordinator.config());
         let server = Server::new(coordinator, store, None);
         let devices = sessions.into_iter().map(|session| (session, DeviceStore::none()));
-        Self::populated(server, devices.collect(), trainer, behaviour, seed)
+        let crowd = Crowd::of_residents(devices.collect(), behaviour, seed);
+        Self::begin(server, crowd, trainer, seed)
+    }
+
+    /// A world whose devices come out of `population` while the coordinator wants some, and go when
+    /// their work is done. If it wants as many as there are, all of them are there.
+    #[must_use]
+    pub fn populated(
+        coordinator: Coordinator,
+        population: impl Population + 'static,
+        trainer: T,
+        behaviour: Behaviour,
+        seed: &Seed,
+    ) -> Self {
+        let store = MemoryStore::new(coordinator.config());
+        let server = Server::new(coordinator, store, None);
+        let crowd = Crowd::of_population(Box::new(population), behaviour, seed);
+        Self::begin(server, crowd, trainer, seed)
     }
 }
 
@@ -92,27 +127,19 @@ impl<T: Trainer, S: Store> World<T, S> {
     ) -> Self {
         let (coordinator, store) = restart(Time::default());
         let server = Server::new(coordinator, store, Some(restart));
-        Self::populated(server, devices, trainer, behaviour, seed)
+        let crowd = Crowd::of_residents(devices, behaviour, seed);
+        Self::begin(server, crowd, trainer, seed)
     }
 
-    fn populated(
-        server: Server<S>,
-        devices: Vec<(Session, DeviceStore)>,
-        trainer: T,
-        behaviour: Behaviour,
-        seed: &Seed,
-    ) -> Self {
-        let device = |(session, store): (Session, DeviceStore)| {
-            let seed = seed.derive(Purpose::RetryJitter, Round(0), Some(session.client()));
-            Device::new(session, store, Draws::new(behaviour, &seed))
-        };
-        let mut devices: Vec<Device> = devices.into_iter().map(device).collect();
-        let arrival = |(index, device): (usize, &mut Device)| {
-            Reverse((Time::default().after(device.draws.latency()), index))
-        };
-        let agenda = devices.iter_mut().enumerate().map(arrival).collect();
-        let key = SigningKey::from_secret(&[0; 32]);
-        Self { server, devices, trainer, now: Time::default(), agenda, key }
+    fn begin(server: Server<S>, mut crowd: Crowd, trainer: T, seed: &Seed) -> Self {
+        let mut agenda = BinaryHeap::new();
+        for index in crowd.indices() {
+            let arrives = Time::default().after(crowd.device(index).draws.latency());
+            agenda.push(Reverse((arrives, Event::Act(index))));
+        }
+        let (seed, key) = (seed.clone(), SigningKey::from_secret(&[0; 32]));
+        let (now, looking) = (Time::default(), false);
+        Self { server, crowd, seed, trainer, now, agenda, looking, key }
     }
 
     /// Signs receipts with `key`.
@@ -121,54 +148,114 @@ impl<T: Trainer, S: Store> World<T, S> {
         Self { key, ..self }
     }
 
-    /// Runs until every device has heard that the run is over, for at most `limit` of virtual time.
+    /// Runs until every device that is there has heard that the run is over, for at most `limit` of
+    /// virtual time.
     ///
     /// # Errors
     /// A trainer that fails, or a run that does not end.
     pub fn run(mut self, limit: Duration) -> Result<Ending, WorldError> {
+        let mut rounds = Vec::new();
+        while let Some(summary) = self.next_round(limit)? {
+            rounds.push(summary);
+        }
+        Ok(Ending {
+            rounds,
+            crashes: self.server.crashes,
+            duration: Time::default().until(self.now),
+            coordinator: self.server.coordinator,
+        })
+    }
+
+    /// Runs until a round closes and gives what happened in it; none once the run is over and every
+    /// device that is there has heard so. The virtual time since the beginning is at most `limit`.
+    ///
+    /// # Errors
+    /// A trainer that fails, or a run that does not end.
+    pub fn next_round(&mut self, limit: Duration) -> Result<Option<RoundSummary>, WorldError> {
         let end = Time::default().after(limit);
-        while let Some(Reverse((due, index))) = self.agenda.pop() {
+        loop {
+            self.now = self.server.pass_time(self.now, self.now);
+            if let Some(summary) = self.server.closed.pop_front() {
+                return Ok(Some(summary));
+            }
+            self.look();
+            let Some(Reverse((due, event))) = self.agenda.pop() else { return Ok(None) };
             self.now = self.server.pass_time(self.now, due).max(due);
             if self.now > end {
                 return Err(WorldError::TooLong(limit));
             }
-            if let Some(rest) = self.act(index)? {
-                // At least a millisecond, so that virtual time moves.
-                let next = self.now.after(rest.max(Duration::from_millis(1)));
-                self.agenda.push(Reverse((next, index)));
+            match event {
+                Event::Look => self.looking = false,
+                Event::Act(index) => {
+                    if let Some(rest) = self.act(index)? {
+                        // At least a millisecond, so that virtual time moves.
+                        let next = self.now.after(rest.max(Duration::from_millis(1)));
+                        self.agenda.push(Reverse((next, event)));
+                    }
+                }
             }
         }
-        Ok(Ending {
-            coordinator: self.server.coordinator,
-            rounds: self.server.rounds,
-            crashes: self.server.crashes,
-            duration: Time::default().until(self.now),
-        })
     }
 
-    /// Lets a device do one thing; gives how long that takes it, or none once it has stopped.
+    /// The coordinator as it is now.
+    #[must_use]
+    pub fn coordinator(&self) -> &Coordinator {
+        &self.server.coordinator
+    }
+
+    /// What trains the devices.
+    pub fn trainer(&mut self) -> &mut T {
+        &mut self.trainer
+    }
+
+    /// Lets as many devices come as the coordinator has use for.
+    fn look(&mut self) {
+        let wanted = self.server.coordinator.wanted();
+        while !self.looking && self.crowd.lacks(wanted) {
+            let next = match self.crowd.wake(self.now, self.server.coordinator.state().round) {
+                Some(index) => {
+                    let latency = self.crowd.device(index).draws.latency();
+                    (self.now.after(latency), Event::Act(index))
+                }
+                None => {
+                    self.looking = true;
+                    (self.now.after(LOOK_AGAIN), Event::Look)
+                }
+            };
+            self.agenda.push(Reverse(next));
+        }
+    }
+
+    /// Lets a device do one thing; gives how long that takes it, or none once it is gone.
     fn act(&mut self, index: usize) -> Result<Option<Duration>, WorldError> {
         let now = self.now;
-        let device = &mut self.devices[index];
+        let device = self.crowd.device(index);
         if device.draws.crashes() {
             device.crash();
         }
         let client = device.session.client().clone();
         let latency = device.draws.latency();
-        match device.next_action(now) {
+        let action = device.next_action(now);
+        let free = matches!(action, Action::CheckIn | Action::Wait(_));
+        if free && !self.crowd.stays(index, now) {
+            return Ok(None);
+        }
+        match action {
             Action::Stop(_) => return Ok(None),
             Action::Wait(rest) => return Ok(Some(rest)),
             Action::CheckIn => {
                 let reply = self.tell(index, &client, ServerInput::CheckIn);
                 return Ok(Some(self.checked_in(index, reply, latency)));
             }
-            Action::Fetch { version, .. } => {
+            Action::Fetch { version, layout, .. } => {
                 let state = self.server.coordinator.state();
                 let input = match state.version == version {
                     true => Input::Fetched(state.adapter.clone()),
                     false => Input::FetchRefused("the round went on without it".to_owned()),
                 };
                 self.bring_back(index, input);
+                let receiving = self.crowd.device(index).draws.receiving(layout.bytes());
+                return Ok(Some(latency + receiving));
             }
             Action::AskStanding { run, round } => {
                 let question = ServerInput::Standing { run, round, payload_digest: None };
@@ -198,15 +285,17 @@ impl<T: Trainer, S: Store> World<T, S> {
     ) -> Duration {
         let input = match reply {
             Ok(Reply::Train(plan)) => {
-                let deadline = plan.report_within;
-                if self.devices[index].draws.drops_out() {
-                    // Silent until the round is long over; then it checks in again.
-                    return deadline + latency;
+                self.crowd.begin(index);
+                let device = self.crowd.device(index);
+                let (nature, client) = (device.draws.nature, device.session.client());
+                if nature.lot(&self.seed, plan.round, client).drops_out {
+                    // Silent until the round is long over; then it is free again.
+                    return plan.report_within + latency;
                 }
                 Input::Assigned(plan)
             }
             Ok(Reply::ComeBack { earliest, latest }) => {
-                Input::ComeBack(self.devices[index].draws.within(earliest, latest))
+                Input::ComeBack(self.crowd.device(index).draws.within(earliest, latest))
             }
             Ok(Reply::RunEnded(end)) => Input::RunEnded(RunEnd {
                 completed: end.completed,
@@ -223,23 +312,39 @@ impl<T: Trainer, S: Store> World<T, S> {
     }
 
     fn train(&mut self, index: usize, task: &Arc<TrainingTask>) -> Result<Duration, WorldError> {
-        let mut go_on = |_| Control::Continue;
-        let outcomes = self.trainer.train(std::slice::from_ref(task.as_ref()), &mut go_on);
-        let outcome = match outcomes {
-            Ok(outcomes) => outcomes.into_iter().next().ok_or(TrainError::NoData),
-            Err(error @ (TrainError::NoData | TrainError::Diverged { .. })) => Err(error),
-            Err(error) => {
-                return Err(WorldError::Training { client: task.client.clone(), error });
-            }
+        let nature = self.crowd.device(index).draws.nature;
+        let outcome = match nature.lot(&self.seed, task.plan.round, &task.client).fails {
+            true => Err(TrainError::Unsupported("training failed on this device".to_owned())),
+            false => self.outcome(task)?,
         };
         self.bring_back(index, Input::Trained(outcome));
-        Ok(self.devices[index].draws.training())
+        let now = self.now;
+        let device = self.crowd.device(index);
+        let training = device.draws.training(task.plan.training.max_steps);
+        let sending = match device.next_action(now) {
+            Action::Report(update) => device.draws.sending(update.payload.bytes().len()),
+            _ => Duration::ZERO,
+        };
+        self.crowd.drain(index, now, training);
+        Ok(training + sending)
+    }
+
+    /// What training gives; that it gives nothing can be the device's own affair.
+    fn outcome(
+        &mut self,
+        task: &TrainingTask,
+    ) -> Result<Result<TrainingOutcome, TrainError>, WorldError> {
+        match self.trainer.train(std::slice::from_ref(task), &mut |_| Control::Continue) {
+            Ok(outcomes) => Ok(outcomes.into_iter().next().ok_or(TrainError::NoData)),
+            Err(error @ (TrainError::NoData | TrainError::Diverged { .. })) => Ok(Err(error)),
+            Err(error) => Err(WorldError::Training { client: task.client.clone(), error }),
+        }
     }
 
     /// Sends a report. What does not arrive whole, or has no answer, is sent again.
     fn report(&mut self, index: usize, client: &ClientId, update: &ClientUpdate) {
         let payload_digest = update.payload.digest();
-        let fate = self.devices[index].draws.fate();
+        let fate = self.crowd.device(index).draws.fate();
         let mut sent = update.clone();
         if fate.truncated {
             let bytes = update.payload.bytes();
@@ -267,7 +372,7 @@ impl<T: Trainer, S: Store> World<T, S> {
 
     /// Gives a device an input. One that does not fit changes nothing: the device tries again.
     fn bring_back(&mut self, index: usize, input: Input) {
-        self.devices[index].bring_back(self.now, input);
+        self.crowd.device(index).bring_back(self.now, input);
     }
 
     /// Calls the server, whose answer may be lost and who may be asked twice.
@@ -277,7 +382,7 @@ impl<T: Trainer, S: Store> World<T, S> {
         client: &ClientId,
         input: ServerInput,
     ) -> Result<Reply, Unanswered> {
-        let fate = self.devices[index].draws.fate();
+        let fate = self.crowd.device(index).draws.fate();
         let again = match &input {
             ServerInput::CheckIn if fate.duplicated => Some(ServerInput::CheckIn),
             _ => None,

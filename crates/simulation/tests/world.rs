@@ -11,7 +11,7 @@ use floret_aggregator::config::CohortConfig;
 use floret_aggregator::{Coordinator, RunConfig, RunState};
 use floret_core::{ClientId, Digest, Layout, Seed};
 use floret_device::{Limits, Session};
-use floret_simulation::{Behaviour, Ending, ToyTrainer, World};
+use floret_simulation::{Behaviour, Distribution, Ending, ToyTrainer, World};
 use support::{config, model};
 
 fn simulate(config: RunConfig, devices: usize, behaviour: Behaviour, seed: u64) -> Ending {
@@ -65,7 +65,7 @@ fn drop_outs_never_hang_a_run_and_are_all_accounted_for() {
     for seed in 0..40 {
         let behaviour = Behaviour {
             drop_out: (seed % 10) as f32 / 10.0,
-            max_training: Duration::from_secs(if seed % 3 == 0 { 40 } else { 10 }),
+            training_s: Distribution::Uniform([0.0, if seed % 3 == 0 { 40.0 } else { 10.0 }]),
             ..Behaviour::default()
         };
         let ending = simulate(config(cohort), 9, behaviour, seed);

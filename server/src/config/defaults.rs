@@ -50,12 +50,6 @@ impl Default for ModelSection {
     }
 }
 
-impl Default for TimingSection {
-    fn default() -> Self {
-        Self { report_deadline_s: 600.0, retry_min_s: 1.0, retry_max_s: 5.0 }
-    }
-}
-
 impl Default for ServerSection {
     fn default() -> Self {
         Self {

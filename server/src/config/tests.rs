@@ -1,4 +1,5 @@
 use floret_aggregator::combine::Robust;
+use floret_aggregator::config::Mode;
 use toml::{Table, Value};
 
 use super::*;

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::Coordinator;
 use crate::concerns::Concern;
+use crate::config::Mode;
 use crate::phase::Phase;
 use crate::phase::buffering::Buffering;
 use crate::phase::training::Training;
@@ -104,6 +105,20 @@ impl Coordinator {
             end: state.end.clone(),
         }
     }
+
+    /// Clients that would get something to do by checking in: those that a cohort is drawn from, or
+    /// for whom there is buffered work.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        match (&self.phase, self.config.mode) {
+            (Phase::Selecting(_), Mode::Synchronous) => self.config.cohort.awaited() as usize,
+            (Phase::Buffering(buffering), Mode::Buffered(limits)) => {
+                (limits.concurrency as usize).saturating_sub(buffering.tally().awaited)
+            }
+            _ => 0,
+        }
+    }
+
     fn concerns(&self, now: Time) -> Vec<Concern> {
         let mut found = self.state.concerns.list();
         if let Phase::Selecting(selecting) = &self.phase {
