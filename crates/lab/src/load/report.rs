@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use floret_client::CallKind;
+use floret_core::payload::Compression;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -21,7 +22,7 @@ pub(super) struct Report {
     cohort: u32,
     /// Values of the adapter.
     parameters: usize,
-    compression: String,
+    compression: Compression,
     /// When a device without work comes back, in seconds: a round waits for it.
     retry_window_s: [f64; 2],
     /// The server committed every round and said so.
@@ -90,7 +91,7 @@ impl Report {
             devices: args.devices,
             cohort: args.cohort(),
             parameters,
-            compression: args.compression.clone(),
+            compression: args.compression,
             retry_window_s: retry_window_s(args.devices),
             completed: ending.completed,
             rounds: args.rounds,
