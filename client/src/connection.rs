@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use floret_core::payload::Compression;
+use floret_core::payload::Codec;
 use floret_core::{Digest, Round, RunId, SignedReceipt, Version};
 use floret_device::Input;
 use floret_device::session::RunEnd;
@@ -201,11 +201,10 @@ impl Connection {
     }
 
     async fn ask_for_work(&mut self) -> Result<CheckIn, CallError> {
-        let compressions = [Compression::None, Compression::Int8];
         let request = v1::CheckInRequest {
             protocol_min: PROTOCOL,
             protocol_max: PROTOCOL,
-            compressions: compressions.map(|one| v1::Compression::from(one).into()).to_vec(),
+            compressions: Codec::ALL.map(|codec| v1::Compression::from(codec).into()).to_vec(),
         };
         self.traffic.sent(&request);
         let response = patiently(self.client.check_in(request)).await?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule;
-use floret_core::payload::Compression;
+use floret_core::payload::{Bits, Codec, Compression, Sparse};
 use floret_core::plan::TrainingConfig;
 use floret_core::{Digest, LoraConfig, Plan, Receipt, Round, RunId, Seed, Signature, Version};
 
@@ -41,23 +41,57 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl From<Compression> for v1::Compression {
-    fn from(compression: Compression) -> Self {
-        match compression {
-            Compression::None => Self::None,
-            Compression::Int8 => Self::Int8,
+impl From<Codec> for v1::Compression {
+    fn from(codec: Codec) -> Self {
+        match codec {
+            Codec::None => Self::None,
+            Codec::Int8 => Self::Int8,
+            Codec::Bits => Self::Bits,
+            Codec::Sparse => Self::Sparse,
         }
     }
 }
 
-/// The core's name of a compression, if this build knows it.
+/// The core's name of a codec, if this build knows it.
 #[must_use]
-pub fn compression(value: i32) -> Option<Compression> {
+pub fn codec(value: i32) -> Option<Codec> {
     match v1::Compression::try_from(value) {
-        Ok(v1::Compression::None) => Some(Compression::None),
-        Ok(v1::Compression::Int8) => Some(Compression::Int8),
+        Ok(v1::Compression::None) => Some(Codec::None),
+        Ok(v1::Compression::Int8) => Some(Codec::Int8),
+        Ok(v1::Compression::Bits) => Some(Codec::Bits),
+        Ok(v1::Compression::Sparse) => Some(Codec::Sparse),
         Ok(v1::Compression::Unspecified) | Err(_) => None,
     }
+}
+
+/// How a plan's deltas are encoded: its codec, and the settings of that.
+fn compression(plan: &v1::Plan) -> Result<Compression, InvalidMessage> {
+    let small = |number: u32| u8::try_from(number).unwrap_or(u8::MAX);
+    match codec(plan.compression) {
+        Some(Codec::None) => Ok(Compression::None),
+        Some(Codec::Int8) => Ok(Compression::Int8),
+        Some(Codec::Bits) => {
+            let bits = plan.bits.ok_or_else(|| invalid("bits", "is missing"))?;
+            let bits = Bits::new(small(bits.width), small(bits.segments));
+            bits.map(Compression::Bits).map_err(|error| invalid("bits", format!("{error}")))
+        }
+        Some(Codec::Sparse) => {
+            let sparse = plan.sparse.ok_or_else(|| invalid("sparse", "is missing"))?;
+            let sparse = Sparse::new(u16::try_from(sparse.per_mille).unwrap_or(u16::MAX));
+            sparse.map(Compression::Sparse).map_err(|error| invalid("sparse", format!("{error}")))
+        }
+        None => Err(invalid("compression", "is not one that this build knows")),
+    }
+}
+
+fn bits(compression: Compression) -> Option<v1::Bits> {
+    let Compression::Bits(bits) = compression else { return None };
+    Some(v1::Bits { width: bits.width().into(), segments: bits.segments().into() })
+}
+
+fn sparse(compression: Compression) -> Option<v1::Sparse> {
+    let Compression::Sparse(sparse) = compression else { return None };
+    Some(v1::Sparse { per_mille: sparse.per_mille().into() })
 }
 
 impl From<Plan> for v1::Plan {
@@ -78,10 +112,12 @@ impl From<Plan> for v1::Plan {
                 target_modules: targets.collect(),
             }),
             training: Some(plan.training.into()),
-            compression: v1::Compression::from(plan.compression).into(),
+            compression: v1::Compression::from(plan.compression.codec()).into(),
             clip_norm: plan.clip_norm,
             seed: plan.seed.0.to_vec(),
             report_within_ms: millis(plan.report_within),
+            bits: bits(plan.compression),
+            sparse: sparse(plan.compression),
         }
     }
 }
@@ -90,6 +126,7 @@ impl TryFrom<v1::Plan> for Plan {
     type Error = InvalidMessage;
 
     fn try_from(plan: v1::Plan) -> Result<Self, InvalidMessage> {
+        let compression = compression(&plan)?;
         let lora = plan.lora.ok_or_else(|| invalid("lora", "is missing"))?;
         let training = plan.training.ok_or_else(|| invalid("training", "is missing"))?;
         let seed: [u8; 32] =
@@ -106,8 +143,7 @@ impl TryFrom<v1::Plan> for Plan {
             },
             lora: lora.try_into()?,
             training: training.into(),
-            compression: compression(plan.compression)
-                .ok_or_else(|| invalid("compression", "is not one that this build knows"))?,
+            compression,
             clip_norm: plan.clip_norm,
             seed: Seed(seed),
             report_within: Duration::from_millis(plan.report_within_ms),
@@ -398,14 +434,28 @@ mod tests {
 
     #[test]
     fn plans_round_trip() {
-        assert_eq!(Plan::try_from(v1::Plan::from(plan())).unwrap(), plan());
+        for text in ["none", "int8", "bits1", "bits3/16", "sparse0.1%"] {
+            let plan = Plan { compression: text.parse().unwrap(), ..plan() };
+            assert_eq!(Plan::try_from(v1::Plan::from(plan.clone())).unwrap(), plan);
+        }
+        for known in Codec::ALL {
+            assert_eq!(codec(v1::Compression::from(known).into()), Some(known));
+        }
+    }
+
+    fn bits_of(width: u32, segments: u32) -> Option<v1::Bits> {
+        Some(v1::Bits { width, segments })
     }
 
     #[test]
     fn broken_plans_name_the_field() {
         type Break = fn(&mut v1::Plan);
-        let breaks: [(Break, &str); 7] = [
+        let breaks: [(Break, &str); 11] = [
             (|plan| plan.lora = None, "lora"),
+            (|plan| plan.compression = 3, "bits"),
+            (|plan| plan.compression = 4, "sparse"),
+            (|plan| (plan.compression, plan.bits) = (3, bits_of(5, 1)), "bits"),
+            (|plan| (plan.compression, plan.bits) = (3, bits_of(1, u32::MAX)), "bits"),
             (|plan| plan.training = None, "training"),
             (|plan| plan.seed.truncate(31), "seed"),
             (|plan| plan.base_digest.clear(), "base_digest"),

@@ -139,8 +139,8 @@ impl Service {
             return Err(Refusal::Protocol { min, max });
         }
         let spoken: Vec<_> =
-            request.compressions.iter().filter_map(|name| convert::compression(*name)).collect();
-        if !spoken.contains(&self.compression) {
+            request.compressions.iter().filter_map(|name| convert::codec(*name)).collect();
+        if !spoken.contains(&self.compression.codec()) {
             return Err(Refusal::Compression { run: self.compression, device: spoken });
         }
         let answer = match self.find_work(client).await? {

@@ -33,7 +33,7 @@ fn run(data: &[u8]) -> bool {
             answer => answer.is_some(),
         }),
         2 => v1::CheckInRequest::decode(bytes).is_ok_and(|message| {
-            let spoken = message.compressions.iter().filter_map(|name| convert::compression(*name));
+            let spoken = message.compressions.iter().filter_map(|name| convert::codec(*name));
             spoken.count() > 0
         }),
         3 => v1::ReportHeader::decode(bytes).is_ok_and(|message| header(&message)),

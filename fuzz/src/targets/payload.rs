@@ -46,6 +46,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         let payload = payload.unwrap_or_else(|error| unreachable!("{error}"));
         [&[which], payload.bytes()].concat()
     };
+    let text = |text: &str| text.parse().unwrap_or_else(|error| unreachable!("{error}"));
     vec![
         ("dense-one", encode(0, Compression::None, 0.1)),
         ("dense-all", encode(1, Compression::None, 0.1)),
@@ -53,5 +54,15 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("int8-all", encode(1, Compression::Int8, 1e-3)),
         ("int8-zero", encode(1, Compression::Int8, 0.0)),
         ("int8-huge", encode(1, Compression::Int8, f32::MAX)),
+        ("bits1-one", encode(0, text("bits1"), 0.1)),
+        ("bits1-all", encode(1, text("bits1"), 1e-3)),
+        ("bits1-half", encode(1, text("bits1/2"), 0.1)),
+        ("bits2-huge", encode(1, text("bits2"), f32::MAX)),
+        ("bits3-sixteenth", encode(1, text("bits3/16"), 1e-40)),
+        ("bits4-all", encode(1, text("bits4"), 1e-3)),
+        ("sparse-one", encode(0, text("sparse0.1%"), 0.1)),
+        ("sparse-all", encode(1, text("sparse5%"), 0.1)),
+        ("sparse-zero", encode(1, text("sparse5%"), 0.0)),
+        ("sparse-half", encode(1, text("sparse50%"), f32::MAX)),
     ]
 }

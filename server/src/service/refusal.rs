@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use floret_aggregator::Rejection;
-use floret_core::payload::Compression;
+use floret_core::payload::{Codec, Compression};
 use floret_core::{Digest, Version};
 use floret_proto::convert::InvalidMessage;
 use floret_proto::gather::BrokenReport;
@@ -20,8 +20,8 @@ pub(super) enum Refusal {
         "the device speaks protocol {min} to {max}, and the server {PROTOCOL}: update the older"
     )]
     Protocol { min: u32, max: u32 },
-    #[error("the run's updates use compression {run:?}, and the device speaks {device:?}")]
-    Compression { run: Compression, device: Vec<Compression> },
+    #[error("the run's updates use compression {run}, and the device speaks {device:?}")]
+    Compression { run: Compression, device: Vec<Codec> },
     #[error("version {asked} of the adapter is not served, {current} is: check in again")]
     UnknownVersion { asked: Version, current: Version },
     #[error("the adapter asked for is {asked:?}, and {current:?} is served: check in again")]

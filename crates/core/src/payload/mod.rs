@@ -1,36 +1,44 @@
 //! Payloads: the encoded form of a delta, as it is sent and stored.
 //!
-//! A payload begins with four bytes, `F` `P`, format version 1 and the kind, and is then read by
-//! the kind's own file. Decoders check every length against the [`Layout`] before they allocate,
-//! and refuse trailing bytes and values that are not finite.
+//! A payload begins with four bytes, `F` `P`, format version 1 and the kind ([`Codec`]), and is then
+//! read by the kind's own file. Decoders check every length against the [`Layout`] before they
+//! allocate, and refuse trailing bytes and values that are not finite. Reports, stores and receipts
+//! hold a digest of the whole payload; it needs no checksum of its own.
+//!
+//! - `dense`, `int8`: values as they are, or one byte each
+//! - `bits`: few bits for each value, by a `rotation` and the `lloyd_max` quantiser, packed as `planes`
+//! - `sparse`: few values, with positions in `rice` codes
 
+mod bits;
+mod compression;
 mod dense;
 mod int8;
+mod lloyd_max;
+mod planes;
+mod rice;
+mod rotation;
+mod sparse;
 
 use bytes::Bytes;
 use rand_chacha::ChaCha20Rng;
-use serde::{Deserialize, Serialize};
 
+pub use self::compression::{Bits, Codec, Compression, InvalidCompression, Sparse};
 use crate::id::Digest;
 use crate::layout::Layout;
 
 const HEADER: usize = 4;
 const MAGIC: [u8; 3] = [b'F', b'P', 1];
 
-/// How a delta is encoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Compression {
-    /// f32 values as they are.
-    None,
-    /// Int8 with stochastic rounding, one scale per rank component, then zstd.
-    Int8,
-}
-
+/// What becomes of what an encoding leaves out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Dense = 0,
-    Int8 = 1,
+enum Remainder {
+    /// It is lost: what is encoded should be right in expectation.
+    Dropped,
+    /// It is added to the next delta, of which the next segment is sent.
+    FedBack {
+        /// Deltas that were sent before.
+        turn: u32,
+    },
 }
 
 /// An encoded delta. Clones share its bytes.
@@ -80,13 +88,40 @@ pub enum InvalidDelta {
 }
 
 impl Payload {
-    /// Encodes a delta of `layout`; `rng` decides the rounding. Never larger than f32 values plus
-    /// a four-byte header.
+    /// Encodes a delta of `layout` whose error is lost; `rng` decides rounding, rotation and segment.
+    /// Decoded, it is the delta in expectation, but for [`Compression::Sparse`]. Never larger than f32
+    /// values plus a four-byte header.
     ///
     /// # Errors
     /// A wrong number of values, or one that is not finite.
     pub fn encode(
         compression: Compression,
+        layout: &Layout,
+        delta: &[f32],
+        rng: &mut ChaCha20Rng,
+    ) -> Result<Self, InvalidDelta> {
+        Self::encode_as(compression, Remainder::Dropped, layout, delta, rng)
+    }
+
+    /// Encodes a delta of `layout` with little error, which the caller adds to its next delta: delta
+    /// minus [`Payload::decode`]. Segments take turns. Never larger than f32 values plus a four-byte
+    /// header.
+    ///
+    /// # Errors
+    /// A wrong number of values, or one that is not finite.
+    pub fn encode_with_feedback(
+        compression: Compression,
+        layout: &Layout,
+        delta: &[f32],
+        turn: u32,
+        rng: &mut ChaCha20Rng,
+    ) -> Result<Self, InvalidDelta> {
+        Self::encode_as(compression, Remainder::FedBack { turn }, layout, delta, rng)
+    }
+
+    fn encode_as(
+        compression: Compression,
+        remainder: Remainder,
         layout: &Layout,
         delta: &[f32],
         rng: &mut ChaCha20Rng,
@@ -97,16 +132,18 @@ impl Payload {
         if !all_finite(delta) {
             return Err(InvalidDelta::NotFinite);
         }
-        let start = |kind: Kind| [&MAGIC[..], &[kind as u8]].concat();
-        if compression == Compression::Int8 {
-            let mut bytes = start(Kind::Int8);
-            int8::encode(layout, delta, rng, &mut bytes);
-            if bytes.len() <= Self::max_bytes(layout) {
-                return Ok(Self { bytes: bytes.into() });
-            }
+        let start = |codec: Codec| [&MAGIC[..], &[codec as u8]].concat();
+        let mut bytes = start(compression.codec());
+        match compression {
+            Compression::None => dense::encode(delta, &mut bytes),
+            Compression::Int8 => int8::encode(layout, delta, rng, &mut bytes),
+            Compression::Bits(bits) => bits::encode(bits, remainder, delta, rng, &mut bytes),
+            Compression::Sparse(sparse) => sparse::encode(sparse, layout, delta, &mut bytes),
         }
-        let mut bytes = start(Kind::Dense);
-        dense::encode(delta, &mut bytes);
+        if bytes.len() > Self::max_bytes(layout) {
+            bytes = start(Codec::None);
+            dense::encode(delta, &mut bytes);
+        }
         Ok(Self { bytes: bytes.into() })
     }
 
@@ -125,10 +162,12 @@ impl Payload {
         if header[..3] != MAGIC {
             return Err(InvalidPayload::Header);
         }
-        let delta = match header[3] {
-            kind if kind == Kind::Dense as u8 => dense::decode(layout, body)?,
-            kind if kind == Kind::Int8 as u8 => int8::decode(layout, body)?,
-            _ => return Err(InvalidPayload::Header),
+        let codec = Codec::ALL.into_iter().find(|codec| *codec as u8 == header[3]);
+        let delta = match codec.ok_or(InvalidPayload::Header)? {
+            Codec::None => dense::decode(layout, body)?,
+            Codec::Int8 => int8::decode(layout, body)?,
+            Codec::Bits => bits::decode(layout.len(), body)?,
+            Codec::Sparse => sparse::decode(layout, body)?,
         };
         if all_finite(&delta) { Ok(delta) } else { Err(InvalidPayload::NotFinite) }
     }

@@ -1,17 +1,23 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use rand_chacha::rand_core::Rng;
 
 use super::*;
 use crate::lora::{LoraConfig, TargetModule};
 use crate::model_config::ModelConfig;
-use crate::seed::Seed;
+use crate::seed::{Seed, uniform_f32};
 
 fn layout() -> Arc<Layout> {
-    let model = ModelConfig::from_json(
-        r#"{"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "vocab_size": 16,
-            "num_hidden_layers": 2, "num_attention_heads": 2}"#,
-    )
+    layout_of(16, 24)
+}
+
+/// 2 blocks of width `hidden`, with 6 (3 hidden + inner) values of an adapter each.
+fn layout_of(hidden: usize, inner: usize) -> Arc<Layout> {
+    let model = ModelConfig::from_json(&format!(
+        r#"{{"model_type": "llama", "hidden_size": {hidden}, "intermediate_size": {inner},
+            "vocab_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}}"#,
+    ))
     .unwrap();
     let lora = LoraConfig {
         rank: 3,
@@ -30,8 +36,34 @@ fn encode(compression: Compression, delta: &[f32]) -> Payload {
     Payload::encode(compression, &layout(), delta, &mut rng()).unwrap()
 }
 
+/// Every kind, with the settings that matter.
+fn all() -> Vec<Compression> {
+    [
+        "none",
+        "int8",
+        "bits1",
+        "bits2",
+        "bits3",
+        "bits4",
+        "bits1/2",
+        "bits2/16",
+        "sparse5%",
+        "sparse50%",
+    ]
+    .map(|text| text.parse().unwrap())
+    .to_vec()
+}
+
+/// ‖x - y‖² / ‖x‖².
+fn error(x: &[f32], y: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let energy: f64 = x.iter().map(|x| square(f64::from(*x))).sum();
+    let error: f64 = x.iter().zip(y).map(|(x, y)| square(f64::from(*x) - f64::from(*y))).sum();
+    if energy == 0.0 { error } else { error / energy }
+}
+
 /// A delta of which the value at `index` is `f(index)`.
-fn delta(f: impl Fn(usize) -> f32) -> Vec<f32> {
+fn delta(f: impl FnMut(usize) -> f32) -> Vec<f32> {
     (0..layout().len()).map(f).collect()
 }
 
@@ -121,7 +153,7 @@ fn deltas_that_diverged_are_not_encoded() {
 #[test]
 fn every_cut_and_every_extra_byte_is_refused() {
     let values = delta(|i| (i as f32).cos());
-    for compression in [Compression::None, Compression::Int8] {
+    for compression in all() {
         let bytes = encode(compression, &values).bytes().to_vec();
         for end in 0..bytes.len() {
             let cut = Payload::from_bytes(bytes[..end].to_vec());
@@ -156,19 +188,131 @@ fn a_frame_that_claims_a_huge_size_allocates_nothing() {
 
 proptest! {
     #[test]
-    fn decoding_any_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..600), kind in 0u8..3) {
+    fn decoding_any_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..600), kind in 0u8..5) {
         let with_header = [&[b'F', b'P', 1, kind][..], &bytes].concat();
         let _ = Payload::from_bytes(with_header).decode(&layout());
         let _ = Payload::from_bytes(bytes).decode(&layout());
     }
 
     #[test]
-    fn flipping_any_bit_is_refused_or_stays_finite(at in 0usize..400, bit in 0u8..8) {
-        let mut bytes = encode(Compression::Int8, &delta(|i| (i as f32).sin())).bytes().to_vec();
+    fn flipping_any_bit_is_refused_or_stays_finite(at in 0usize..400, bit in 0u8..8, kind in 0usize..10) {
+        let mut bytes = encode(all()[kind], &delta(|i| (i as f32).sin())).bytes().to_vec();
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
         if let Ok(decoded) = Payload::from_bytes(bytes).decode(&layout()) {
             prop_assert!(decoded.iter().all(|value| value.is_finite()));
         }
+    }
+
+    #[test]
+    fn any_delta_round_trips_within_bounds(
+        seed in any::<u64>(),
+        shape in 0u8..5,
+        scale in prop::sample::select(vec![1.0f32, 1e-3, 1e-30, f32::MIN_POSITIVE, 1e-44, 1e30, f32::MAX]),
+        kind in 0usize..10,
+        turn in any::<u32>(),
+    ) {
+        let (layout, compression) = (layout(), all()[kind]);
+        let mut stream = Seed::from_number(seed).stream();
+        let values = delta(|i| scale * match shape {
+            0 => 0.0,
+            1 => 1.0,
+            2 => 2.0 * uniform_f32(stream.next_u32()) - 1.0,
+            3 => f32::from(i as u8 % 64 == 0),
+            _ => if stream.next_u32() % 2 == 0 { 1.0 } else { -1.0 },
+        });
+        let payload =
+            Payload::encode_with_feedback(compression, &layout, &values, turn, &mut stream).unwrap();
+        prop_assert!(payload.bytes().len() <= Payload::max_bytes(&layout));
+        let decoded = payload.decode(&layout).unwrap();
+        // What is fed back is never more than what came in.
+        prop_assert!(scale < 1e-30 || error(&values, &decoded) < 1.0001, "{}", error(&values, &decoded));
+        let payload = Payload::encode(compression, &layout, &values, &mut stream).unwrap();
+        prop_assert!(payload.bytes().len() <= Payload::max_bytes(&layout));
+        prop_assert!(payload.decode(&layout).unwrap().iter().all(|value| value.is_finite()));
+    }
+}
+
+/// ../shared/vectors, block `compression`: `eden_unbiased_vnmse` and `lloyd_max_mse`. The second holds
+/// for the scale of least error: 1 - <y, q>² / (‖y‖² ‖q‖²) is the quantiser's own error.
+#[test]
+fn few_bits_have_the_errors_of_eden() {
+    let layout = layout_of(4096, 4096);
+    let mut stream = Seed::from_number(17).stream();
+    // Far from normal: most values are nearly nothing.
+    let values: Vec<f32> =
+        (0..layout.len()).map(|_| (uniform_f32(stream.next_u32()) - 0.5).powi(9)).collect();
+    let dropped = [0.570_796_326_8, 0.133_121_168_7, 0.035_784_018_5, 0.009_592_143];
+    let fed_back = [0.363_380_227_6, 0.117_481_847_8, 0.034_547_760_8, 0.009_501_008];
+    for (width, (dropped, fed_back)) in (1..=4).zip(dropped.into_iter().zip(fed_back)) {
+        let compression = Compression::Bits(Bits::new(width, 1).unwrap());
+        let payload = Payload::encode(compression, &layout, &values, &mut stream).unwrap();
+        let got = error(&values, &payload.decode(&layout).unwrap());
+        assert!((got / dropped - 1.0).abs() < 0.03, "{width} bits: {got} where {dropped}");
+        let payload = Payload::encode_with_feedback(compression, &layout, &values, 0, &mut stream);
+        let payload = payload.unwrap();
+        let got = error(&values, &payload.decode(&layout).unwrap());
+        assert!((got / fed_back - 1.0).abs() < 0.03, "{width} bits: {got} where {fed_back}");
+        let bits = payload.bytes().len() as f64 * 8.0 / layout.len() as f64;
+        assert!(bits < f64::from(width) + 0.02, "{bits}");
+    }
+}
+
+#[test]
+fn without_feedback_few_bits_are_unbiased() {
+    let layout = layout();
+    let values = delta(|i| (i as f32 * 0.37).sin());
+    for text in ["bits1", "bits2", "bits1/2", "bits3/4"] {
+        let mut rng = rng();
+        let draws = 4000;
+        let mut mean = vec![0.0f32; layout.len()];
+        for _ in 0..draws {
+            let payload =
+                Payload::encode(text.parse().unwrap(), &layout, &values, &mut rng).unwrap();
+            let decoded = payload.decode(&layout).unwrap();
+            mean.iter_mut().zip(decoded).for_each(|(mean, value)| *mean += value / draws as f32);
+        }
+        // The error of one draw is at most about 4 times the energy; that of the mean of 4000 a 1000th.
+        let error = error(&values, &mean);
+        assert!(error < 0.004, "{text}: {error}");
+    }
+}
+
+#[test]
+fn segments_take_turns() {
+    let (layout, values) = (layout(), delta(|i| (i as f32).sin()));
+    let compression = "bits2/4".parse().unwrap();
+    for turn in [0, 1, 2, 3, 4, 7, u32::MAX] {
+        let payload =
+            Payload::encode_with_feedback(compression, &layout, &values, turn, &mut rng()).unwrap();
+        assert!(payload.bytes().len() < layout.len() * 2 / 8 / 4 + 100);
+        let mut decoded = payload.decode(&layout).unwrap();
+        let bound = |index: u32| layout.len() * index as usize / 4;
+        let sent = bound(turn % 4)..bound(turn % 4 + 1);
+        assert!(error(&values[sent.clone()], &decoded[sent.clone()]) < 0.25);
+        decoded[sent].fill(0.0);
+        assert!(decoded.iter().all(|value| *value == 0.0));
+    }
+}
+
+#[test]
+fn a_sparse_payload_has_the_size_of_its_table() {
+    // ../shared/vectors, block `compression`, `golomb_table`: at 5%, 0.339 bits a value with signs.
+    let layout = layout_of(4096, 4096);
+    let mut stream = Seed::from_number(23).stream();
+    let values: Vec<f32> =
+        (0..layout.len()).map(|_| uniform_f32(stream.next_u32()) - 0.5).collect();
+    let payload =
+        Payload::encode("sparse5%".parse().unwrap(), &layout, &values, &mut stream).unwrap();
+    let bits = payload.bytes().len() as f64 * 8.0 / layout.len() as f64;
+    assert!((bits / 0.339_305_914_7 - 1.0).abs() < 0.02, "{bits}");
+    let decoded = payload.decode(&layout).unwrap();
+    for tensor in layout.tensors() {
+        let (x, y) = (&values[tensor.range()], &decoded[tensor.range()]);
+        let kept = y.iter().filter(|value| **value != 0.0).count();
+        assert_eq!(kept, tensor.range().len().div_ceil(20));
+        // The largest tenth of [0, 0.5] begins at 0.475 and has the mean 0.4875.
+        let all_large = x.iter().zip(y).all(|(x, y)| *y == 0.0 || (x.abs() > 0.46 && x * y > 0.0));
+        assert!(all_large && y.iter().all(|y| *y == 0.0 || (y.abs() - 0.4875).abs() < 0.003));
     }
 }

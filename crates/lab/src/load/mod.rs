@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use floret_client::ClientConfig;
+use floret_core::payload::Compression;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -63,12 +64,12 @@ pub(crate) struct Args {
     /// Values of the adapter, about: 262144 are 1 MiB.
     #[arg(long, default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1920..=67_000_000))]
     parameters: u32,
-    /// How devices encode updates: none (f32) or int8.
-    #[arg(long, default_value = "none", value_parser = ["none", "int8"])]
-    compression: String,
-    /// How the adapter's steps are encoded for devices that hold the version before: none or int8.
-    #[arg(long, default_value = "none", value_parser = ["none", "int8"])]
-    download_compression: String,
+    /// How devices encode updates: none (f32), int8, bits1 to bits4, bits1/2 or sparse5%.
+    #[arg(long, default_value = "none")]
+    compression: Compression,
+    /// How the adapter's steps are encoded for devices that hold the version before: as above.
+    #[arg(long, default_value = "none")]
+    download_compression: Compression,
     /// The same seed draws the same mishaps.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..1 << 63))]
     seed: u64,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use floret_client::CallKind;
+use floret_core::payload::Compression;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -21,8 +22,8 @@ pub(super) struct Report {
     cohort: u32,
     /// Values of the adapter.
     parameters: usize,
-    compression: String,
-    download_compression: String,
+    compression: Compression,
+    download_compression: Compression,
     /// When a device without work comes back, in seconds: a round waits for it.
     retry_window_s: [f64; 2],
     /// The server committed every round and said so.
@@ -91,8 +92,8 @@ impl Report {
             devices: args.devices,
             cohort: args.cohort(),
             parameters,
-            compression: args.compression.clone(),
-            download_compression: args.download_compression.clone(),
+            compression: args.compression,
+            download_compression: args.download_compression,
             retry_window_s: retry_window_s(args.devices),
             completed: ending.completed,
             rounds: args.rounds,

@@ -130,8 +130,8 @@ fn settle(path: &Path, args: &Args) -> Result<()> {
     };
     let (devices, cohort) = (i64::from(args.devices), i64::from(args.cohort()));
     set("run", "rounds", i64::from(args.rounds).into());
-    set("run", "compression", args.compression.clone().into());
-    set("aggregation", "download_compression", args.download_compression.clone().into());
+    set("run", "compression", args.compression.to_string().into());
+    set("aggregation", "download_compression", args.download_compression.to_string().into());
     set("run", "seed", args.seed.cast_signed().into());
     set("cohort", "size", cohort.into());
     // Devices that vanish come back; a round that one of them never does is not lost.

@@ -1,0 +1,152 @@
+//! Rotation of blocks: random signs D, then the Walsh-Hadamard matrix H (DRIVE, Vargaftik et al.
+//! 2021, arXiv 2105.08339, section 6). A rotated block looks like a draw from a normal distribution,
+//! whatever it was, which is what a quantiser with few levels needs.
+
+use std::ops::Range;
+
+use rand_chacha::rand_core::Rng;
+
+use crate::seed::Seed;
+
+/// Most values of a block: it and its signs stay in the first cache, and its scale costs little.
+const LONGEST: usize = 4096;
+/// Fewest: a block that has less is filled up with zeros.
+const SHORTEST: usize = 64;
+
+/// A piece of a vector, and the power of two that it is rotated as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Block {
+    /// Where it lies.
+    pub(super) range: Range<usize>,
+    /// Values with those that fill it up.
+    pub(super) size: usize,
+}
+
+/// The blocks of `len` values: as long as may be, then ever shorter ones. Only the last is filled up.
+pub(super) fn blocks(len: usize) -> impl Iterator<Item = Block> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let rest = len - start;
+        let size = (1 << rest.checked_ilog2()?).clamp(SHORTEST, LONGEST);
+        let range = start..start + rest.min(size);
+        start = range.end;
+        Some(Block { range, size })
+    })
+}
+
+/// Random signs, the same for each block of a payload.
+pub(super) struct Signs {
+    /// The sign bit of each value, to be flipped.
+    masks: Vec<u32>,
+}
+
+impl Signs {
+    /// Signs by `seed` for blocks of at most `size` values.
+    pub(super) fn draw(seed: u32, size: usize) -> Self {
+        let mut stream = Seed::from_number(seed.into()).stream();
+        let mut masks = Vec::with_capacity(size);
+        for _ in 0..size.div_ceil(64) {
+            let word = stream.next_u64();
+            masks.extend((0..64).map(|bit| ((word >> bit) as u32) << 31));
+        }
+        Self { masks }
+    }
+
+    #[cfg(test)]
+    pub(super) fn given(masks: &mut dyn Iterator<Item = u32>) -> Self {
+        Self { masks: masks.collect() }
+    }
+
+    /// x becomes D x.
+    pub(super) fn flip(&self, block: &mut [f32]) {
+        for (value, mask) in block.iter_mut().zip(&self.masks) {
+            *value = f32::from_bits(value.to_bits() ^ mask);
+        }
+    }
+}
+
+/// x becomes H x, with H of ±1 in Sylvester's order, so that H H = d I. The length d is a power of
+/// two and at least 8.
+pub(super) fn hadamard(block: &mut [f32]) {
+    debug_assert!(block.len().is_power_of_two() && block.len() >= 8);
+    for eight in block.as_chunks_mut::<8>().0 {
+        hadamard_8(eight);
+    }
+    let mut stride = 8;
+    while stride < block.len() {
+        for pair in block.chunks_exact_mut(2 * stride) {
+            let (low, high) = pair.split_at_mut(stride);
+            for (a, b) in low.iter_mut().zip(high) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        stride *= 2;
+    }
+}
+
+fn hadamard_8(x: &mut [f32; 8]) {
+    let [a, b, c, d, e, f, g, h] = *x;
+    let [a, b, c, d, e, f, g, h] = [a + e, b + f, c + g, d + h, a - e, b - f, c - g, d - h];
+    let [a, b, c, d, e, f, g, h] = [a + c, b + d, a - c, b - d, e + g, f + h, e - g, f - h];
+    *x = [a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h];
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn blocks_follow_each_other_and_little_is_filled_up() {
+        let of = |len| blocks(len).map(|block| (block.range.len(), block.size)).collect::<Vec<_>>();
+        assert_eq!(of(0), []);
+        assert_eq!(of(1), [(1, 64)]);
+        assert_eq!(of(64), [(64, 64)]);
+        assert_eq!(
+            of(10_000),
+            [(4096, 4096), (4096, 4096), (1024, 1024), (512, 512), (256, 256), (16, 64)]
+        );
+        for len in 0..3000 {
+            let mut end = 0;
+            for block in blocks(len) {
+                assert_eq!(block.range.start, end);
+                assert!(block.size.is_power_of_two() && block.range.len() <= block.size);
+                assert!(block.range.len() == block.size || block.range.end == len);
+                end = block.range.end;
+            }
+            assert_eq!(end, len);
+        }
+    }
+
+    #[test]
+    fn signs_are_fair_and_flipping_twice_changes_nothing() {
+        let signs = Signs::draw(3, LONGEST);
+        let mut ones = vec![1.0; LONGEST];
+        signs.flip(&mut ones);
+        // 4096 fair draws have a sum of standard deviation 64.
+        let sum: f32 = ones.iter().sum();
+        assert!(sum.abs() < 256.0, "{sum}");
+        signs.flip(&mut ones);
+        assert!(ones.iter().all(|one| *one == 1.0));
+    }
+
+    proptest! {
+        #[test]
+        fn hadamard_is_sylvesters_and_its_own_inverse(log in 3u32..9, seed in any::<u32>()) {
+            let mut stream = Seed::from_number(seed.into()).stream();
+            let size = 1usize << log;
+            let x: Vec<f32> = (0..size).map(|_| (stream.next_u32() % 100) as f32).collect();
+            let mut y = x.clone();
+            hadamard(&mut y);
+            // Whole numbers: exact. H[i, j] = (-1)^popcount(i and j).
+            for (i, y) in y.iter().enumerate() {
+                let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let want: f32 = x.iter().enumerate().map(|(j, x)| sign(j) * x).sum();
+                prop_assert_eq!(*y, want);
+            }
+            hadamard(&mut y);
+            prop_assert!(x.iter().zip(&y).all(|(x, y)| x * size as f32 == *y));
+        }
+    }
+}
