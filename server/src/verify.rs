@@ -7,9 +7,10 @@ use std::sync::Arc;
 use floret_aggregator::ClippedDelta;
 use floret_aggregator::combine::WeightedMean;
 use floret_aggregator::combine::residual::Residual;
+use floret_aggregator::config::Mode;
 use floret_aggregator::ledger::{self, BrokenLedger, Entry, Fact, RoundEntry, Settings};
 use floret_core::Layout;
-use floret_core::{Adapter, Digest, PublicKey, Version};
+use floret_core::{Adapter, Digest, PublicKey, Scope, Version};
 use floret_store::{Disk, ReadFolder, blob};
 
 use crate::config::Config;
@@ -202,7 +203,9 @@ fn recompute(
         .map_err(|error| failed(error.to_string()))?;
     let moments = saved.moments(disk, layout, version).map_err(read)?;
     let optimizer = settings.aggregation.server_optimizer;
-    let (values, _) = optimizer.step(before.values(), &moments, &delta);
+    let frozen = settings.training.freeze.frozen(version);
+    let held = Scope { frozen, rank: layout.rank() }.outside(layout);
+    let (values, _) = optimizer.step(before.values(), &moments, &delta, &held);
     let after = Adapter::new(Arc::clone(layout), values).map_err(|e| failed(e.to_string()))?;
     if after.digest() != round.adapter_after {
         return Err(failed("the updates that are kept give another adapter".to_owned()));
@@ -234,7 +237,7 @@ fn combine_again(
     for (place, accepted) in round.accepted.iter().enumerate() {
         places.entry(accepted.payload).or_default().push(place);
     }
-    let mut mean = WeightedMean::new(layout.len());
+    let mut mean = WeightedMean::new(layout);
     let mut deltas = BTreeMap::new();
     let mut problem: Option<Box<dyn Error>> = None;
     updates::read_all(disk, round.round, |payload| {
@@ -261,7 +264,10 @@ fn combine_again(
     let weights: Vec<u32> = round.accepted.iter().map(|accepted| accepted.weight).collect();
     let delta = match aggregation.combine {
         Some(rule) => rule.combine(layout, before, &deltas),
-        None => mean.over(settings.mode.divisor(mean.weight()), aggregation.clip_norm),
+        None => match settings.mode {
+            Mode::Synchronous => mean.mean(layout, aggregation.clip_norm),
+            Mode::Buffered(config) => mean.over(config.divisor(), aggregation.clip_norm),
+        },
     };
     let measured = aggregation.measure_residual;
     let residual = measured.then(|| Residual::of(layout, before, &deltas, &weights));

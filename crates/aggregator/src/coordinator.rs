@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::combine::residual::Residual;
 use crate::config::{InvalidRun, Mode, RunConfig};
 use crate::message::{Input, Record, Rejection, Reply, RoundSummary, Step};
-use crate::phase::admission::{Standing, answer, repeat};
+use crate::phase::admission::{Standing, Terms, answer, repeat};
 use crate::phase::buffering::Buffering;
 use crate::phase::selecting::Selecting;
 use crate::phase::training::Training;
@@ -184,14 +184,13 @@ impl Coordinator {
         if got != payload_digest {
             return answer(Err(Rejection::WrongDigest { want: payload_digest, got }));
         }
-        let (config, layout) = (&self.config, &self.layout);
+        let (config, layout, version) = (&self.config, &self.layout, self.state.version);
+        let terms = Terms { config, layout, version };
         let step = match &self.phase {
             Phase::Training(training) if training.round == round => {
-                Some(training.report(config, layout, client, update, payload_digest))
+                Some(training.report(terms, client, update, payload_digest))
             }
-            Phase::Buffering(buffering) => {
-                buffering.report(config, layout, client, update, payload_digest)
-            }
+            Phase::Buffering(buffering) => buffering.report(terms, client, update, payload_digest),
             _ => None,
         };
         step.unwrap_or_else(|| match self.state.receipt(client, round) {
@@ -308,7 +307,7 @@ impl Coordinator {
     ) -> Result<(Vec<f32>, Option<Residual>), S::Error> {
         let aggregation = &self.config.aggregation;
         if !aggregation.needs_updates() {
-            return Ok((round.mean(&self.config), None));
+            return Ok((round.mean(&self.config, &self.layout), None));
         }
         let (mut deltas, mut weights) = (Vec::new(), Vec::new());
         for (client, receipt) in round.counted() {
@@ -319,7 +318,7 @@ impl Coordinator {
         let combined = aggregation.combine.map(|rule| rule.combine(layout, before, &deltas));
         let residual =
             aggregation.measure_residual.then(|| Residual::of(layout, before, &deltas, &weights));
-        Ok((combined.unwrap_or_else(|| round.mean(&self.config)), residual))
+        Ok((combined.unwrap_or_else(|| round.mean(&self.config, layout)), residual))
     }
 
     fn commit(
@@ -331,7 +330,9 @@ impl Coordinator {
     ) -> Vec<Record> {
         let optimizer = self.config.aggregation.server_optimizer;
         let state = &self.state;
-        let (values, moments) = optimizer.step(state.adapter.values(), &state.moments, &delta);
+        let held = self.config.scope(state.version).outside(&self.layout);
+        let (values, moments) =
+            optimizer.step(state.adapter.values(), &state.moments, &delta, &held);
         let adapter = match Adapter::new(Arc::clone(&self.layout), values) {
             Ok(adapter) => adapter,
             // Clipped deltas and bounded settings keep this finite for any run of sane length.

@@ -8,6 +8,7 @@ use crate::base::BaseDigests;
 use crate::id::{Digest, Round, RunId, Version};
 use crate::lora::LoraConfig;
 use crate::payload::Compression;
+use crate::scope::Freeze;
 use crate::seed::Seed;
 
 /// One client's work in one round.
@@ -63,6 +64,13 @@ pub struct TrainingConfig {
     pub weight_decay: f32,
     /// Global L2 norm to which each step's gradient is clipped; 0 for no clipping.
     pub max_grad_norm: f32,
+    /// Which factor stays as it is.
+    #[serde(skip_serializing_if = "Freeze::is_none")]
+    pub freeze: Freeze,
+    /// Whether a device that permits a lower rank than the run's trains its first components alone,
+    /// instead of declining.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nested_ranks: bool,
 }
 
 impl Default for TrainingConfig {
@@ -78,6 +86,8 @@ impl Default for TrainingConfig {
             epsilon: 1e-8,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            freeze: Freeze::None,
+            nested_ranks: false,
         }
     }
 }

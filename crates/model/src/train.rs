@@ -1,9 +1,10 @@
 //! Local training: AdamW on the LoRA factors of one client, over its own sequences.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use floret_core::plan::TrainingConfig;
-use floret_core::{Adapter, Layout, LoraConfig, Seed};
+use floret_core::{Adapter, Layout, LoraConfig, Scope, Seed};
 use floret_device::TrainError;
 
 use crate::kernels::pool;
@@ -43,6 +44,8 @@ pub struct Training<'a> {
     model: &'a Transformer,
     config: &'a TrainingConfig,
     plan: StepPlan,
+    /// Places of the flat vector that stay as they are.
+    outside: Vec<Range<usize>>,
     layout: Arc<Layout>,
     scale: f32,
     optimizer: AdamW,
@@ -71,6 +74,7 @@ impl<'a> Training<'a> {
             model,
             config,
             plan: StepPlan::fastest(config.batch_size as usize),
+            outside: Vec::new(),
             layout: Arc::clone(adapter.layout()),
             scale: settings.scale(),
             optimizer: AdamW::new(AdamWConfig::from(config), values.len()),
@@ -88,6 +92,13 @@ impl<'a> Training<'a> {
         self
     }
 
+    /// The same training of `scope` alone.
+    #[must_use]
+    pub fn with_scope(mut self, scope: &Scope) -> Self {
+        self.outside = scope.outside(&self.layout);
+        self
+    }
+
     /// Does one optimizer step over the next `batch_size * accumulation` sequences, or what the
     /// epoch has left.
     ///
@@ -100,10 +111,17 @@ impl<'a> Training<'a> {
         let lora = Lora::trainable(&self.layout, values, self.scale, &self.model.device());
         let Summed { nll, counted, mut gradient } = gradient(self.model, &lora, &share, &self.plan)
             .map_err(|error| TrainError::Unsupported(error.to_string()))?;
+        // What stays takes no part in the gradient's norm, and does not decay.
+        self.outside.iter().for_each(|places| gradient[places.clone()].fill(0.0));
+        let kept: Vec<Vec<f32>> =
+            self.outside.iter().map(|places| values[places.clone()].to_vec()).collect();
         let max_norm = self.config.max_grad_norm.into();
         let norm = scale_and_clip(&mut gradient, 1.0 / counted as f64, max_norm);
         pool::trim();
         self.optimizer.step(values, &gradient);
+        for (places, kept) in self.outside.iter().zip(&kept) {
+            values[places.clone()].copy_from_slice(kept);
+        }
         self.steps += 1;
         let (number, loss) = (self.steps, nll / counted as f64);
         if !(loss.is_finite() && norm.is_finite() && values.iter().all(|v| v.is_finite())) {

@@ -97,7 +97,9 @@ fn rejection_code(rejection: &Rejection) -> Code {
         Rejection::NotInCohort(_) => Code::PermissionDenied,
         Rejection::DifferentReport(_) => Code::AlreadyExists,
         Rejection::WrongDigest { .. } => Code::DataLoss,
-        Rejection::ZeroExamples | Rejection::Update(_) => Code::InvalidArgument,
+        Rejection::ZeroExamples | Rejection::FrozenFactor | Rejection::Update(_) => {
+            Code::InvalidArgument
+        }
     }
 }
 
