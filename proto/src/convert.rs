@@ -147,6 +147,7 @@ impl From<TrainingConfig> for v1::Training {
             max_grad_norm: training.max_grad_norm,
             freeze: v1::Freeze::from(training.freeze).into(),
             nested_ranks: training.nested_ranks,
+            proximal: training.proximal,
         }
     }
 }
@@ -184,6 +185,7 @@ impl TryFrom<v1::Training> for TrainingConfig {
             max_grad_norm: training.max_grad_norm,
             freeze,
             nested_ranks: training.nested_ranks,
+            proximal: training.proximal,
         })
     }
 }
@@ -358,6 +360,7 @@ mod tests {
                 max_steps: 7,
                 freeze: Freeze::Alternate,
                 nested_ranks: true,
+                proximal: 0.5,
                 ..TrainingConfig::default()
             },
             compression: Compression::Int8,

@@ -202,3 +202,43 @@ fn a_scope_trains_its_part_alone() {
         }
     }
 }
+
+/// The gradient of the proximal term by finite differences, and what it is for: training that is pulled
+/// back ends nearer to where it began.
+#[test]
+fn a_proximal_term_pulls_training_back() {
+    let (start, values) = (random(9, 1.0, 1), random(9, 1.0, 2));
+    let term = |values: &[f32]| -> f64 {
+        let squares = values.iter().zip(&start).map(|(x, y)| f64::from(x - y).powi(2));
+        0.3 / 2.0 * squares.sum::<f64>()
+    };
+    let mut gradient = vec![0.0; 9];
+    pull_back(&mut gradient, &values, &start, 0.3);
+    for (place, slope) in gradient.iter().enumerate() {
+        let moved = |step: f32| {
+            let mut values = values.clone();
+            values[place] += step;
+            term(&values)
+        };
+        let difference = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+        assert!((f64::from(*slope) - difference).abs() < 1e-4, "{slope} {difference}");
+    }
+
+    let (config, settings) = (config(), settings(2, &[QProj, VProj]));
+    let model = plain_model(&config, 1);
+    let adapter = adapter(&config, &settings, 3);
+    let sequences = sequences(&config, 3, 9, 5);
+    let distance = |proximal: f32| {
+        let training = TrainingConfig { proximal, ..TrainingConfig::default() };
+        let (start, seed) = ((&settings, &adapter), Seed::from_number(4));
+        let mut training = Training::new(&model, start, &sequences, &training, &seed).unwrap();
+        for _ in 0..10 {
+            training.step().unwrap();
+        }
+        let after = training.finish().values;
+        let squares = after.iter().zip(adapter.values()).map(|(x, y)| f64::from(x - y).powi(2));
+        squares.sum::<f64>().sqrt()
+    };
+    let distances = [0.0, 10.0, 1000.0].map(distance);
+    assert!(distances.is_sorted_by(|x, y| x > y), "{distances:?}");
+}
