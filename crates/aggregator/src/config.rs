@@ -228,7 +228,7 @@ impl RunConfig {
                             buffer may have trained different factors";
             return setting("training.freeze", "\"alternate\"", accepted);
         }
-        if self.training.nested_ranks && !(synchronous && !self.aggregation.needs_updates()) {
+        if self.training.nested_ranks && (!synchronous || self.aggregation.needs_updates()) {
             let accepted = "false with run.mode = \"buffered\", aggregation.combine or \
                             measure_residual, which take every update as one of the full rank";
             return setting("training.nested_ranks", true, accepted);
