@@ -6,6 +6,7 @@ use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule;
 use floret_core::payload::{Bits, Codec, Compression, Sparse};
 use floret_core::plan::TrainingConfig;
+use floret_core::scope::Freeze;
 use floret_core::{Digest, LoraConfig, Plan, Receipt, Round, RunId, Seed, Signature, Version};
 
 use crate::v1;
@@ -142,7 +143,7 @@ impl TryFrom<v1::Plan> for Plan {
                 tokenizer: digest("tokenizer_digest", &plan.tokenizer_digest)?,
             },
             lora: lora.try_into()?,
-            training: training.into(),
+            training: training.try_into()?,
             compression,
             clip_norm: plan.clip_norm,
             seed: Seed(seed),
@@ -186,13 +187,34 @@ impl From<TrainingConfig> for v1::Training {
             epsilon: training.epsilon,
             weight_decay: training.weight_decay,
             max_grad_norm: training.max_grad_norm,
+            freeze: v1::Freeze::from(training.freeze).into(),
+            nested_ranks: training.nested_ranks,
+            proximal: training.proximal,
         }
     }
 }
 
-impl From<v1::Training> for TrainingConfig {
-    fn from(training: v1::Training) -> Self {
-        Self {
+impl From<Freeze> for v1::Freeze {
+    fn from(freeze: Freeze) -> Self {
+        match freeze {
+            Freeze::None => Self::None,
+            Freeze::A => Self::A,
+            Freeze::Alternate => Self::Alternate,
+        }
+    }
+}
+
+impl TryFrom<v1::Training> for TrainingConfig {
+    type Error = InvalidMessage;
+
+    fn try_from(training: v1::Training) -> Result<Self, InvalidMessage> {
+        let freeze = match v1::Freeze::try_from(training.freeze) {
+            Ok(v1::Freeze::None) => Freeze::None,
+            Ok(v1::Freeze::A) => Freeze::A,
+            Ok(v1::Freeze::Alternate) => Freeze::Alternate,
+            Err(_) => return Err(invalid("training.freeze", "is not one that this build knows")),
+        };
+        Ok(Self {
             max_steps: training.max_steps,
             batch_size: training.batch_size,
             sequence_length: training.sequence_length,
@@ -203,7 +225,10 @@ impl From<v1::Training> for TrainingConfig {
             epsilon: training.epsilon,
             weight_decay: training.weight_decay,
             max_grad_norm: training.max_grad_norm,
-        }
+            freeze,
+            nested_ranks: training.nested_ranks,
+            proximal: training.proximal,
+        })
     }
 }
 
@@ -424,7 +449,13 @@ mod tests {
                 use_rslora: true,
                 target_modules: vec![TargetModule::QProj, TargetModule::DownProj],
             },
-            training: TrainingConfig { max_steps: 7, ..TrainingConfig::default() },
+            training: TrainingConfig {
+                max_steps: 7,
+                freeze: Freeze::Alternate,
+                nested_ranks: true,
+                proximal: 0.5,
+                ..TrainingConfig::default()
+            },
             compression: Compression::Int8,
             clip_norm: 0.5,
             seed: Seed::from_number(1),
@@ -450,7 +481,8 @@ mod tests {
     #[test]
     fn broken_plans_name_the_field() {
         type Break = fn(&mut v1::Plan);
-        let breaks: [(Break, &str); 11] = [
+        let breaks: [(Break, &str); 12] = [
+            (|plan| plan.training.as_mut().unwrap().freeze = 3, "freeze"),
             (|plan| plan.lora = None, "lora"),
             (|plan| plan.compression = 3, "bits"),
             (|plan| plan.compression = 4, "sparse"),

@@ -109,8 +109,9 @@ impl Server {
         let prepared = spawn_blocking(move || Prepared::read(&owned_home, &owned_config)).await;
         let Prepared { coordinator, store, clock, scribe, tls } =
             prepared.map_err(|_| ServerError::DriverStopped)??;
-        let (payload_max, compression) =
-            (Payload::max_bytes(coordinator.layout()), coordinator.config().compression);
+        let payload_max = Payload::max_bytes(coordinator.layout());
+        let run_config = coordinator.config();
+        let compressions = [run_config.compression, run_config.aggregation.download_compression];
         let (metrics, limits) = (Arc::new(Metrics::new()), config.limits.clone());
         let run = coordinator.config().run.clone();
         let keeper = Keeper { coordinator, store, clock, state_dir: home.state() };
@@ -143,7 +144,7 @@ impl Server {
                 stall: seconds(limits.stall_timeout_s),
                 min_bytes_per_s: limits.min_bytes_per_s,
             },
-            compression,
+            compressions,
             payload_max,
         };
         let pages = Admin {

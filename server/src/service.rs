@@ -55,8 +55,8 @@ pub(crate) struct Service {
     pub(crate) request_timeout: Duration,
     /// For transfers.
     pub(crate) patience: Patience,
-    /// The run's compression.
-    pub(crate) compression: Compression,
+    /// How updates and steps of the adapter are encoded: devices must speak both.
+    pub(crate) compressions: [Compression; 2],
     /// Largest payload of the run's layout, in bytes.
     pub(crate) payload_max: usize,
 }
@@ -140,8 +140,9 @@ impl Service {
         }
         let spoken: Vec<_> =
             request.compressions.iter().filter_map(|name| convert::codec(*name)).collect();
-        if !spoken.contains(&self.compression.codec()) {
-            return Err(Refusal::Compression { run: self.compression, device: spoken });
+        let unknown = |run: &&Compression| !spoken.contains(&run.codec());
+        if let Some(run) = self.compressions.iter().find(unknown) {
+            return Err(Refusal::Compression { run: *run, device: spoken });
         }
         let answer = match self.find_work(client).await? {
             Reply::Train(plan) => v1::check_in_response::Answer::Plan((*plan).into()),

@@ -8,9 +8,10 @@ use floret_aggregator::ClippedDelta;
 use floret_aggregator::advance::{Before, advance};
 use floret_aggregator::combine::WeightedMean;
 use floret_aggregator::combine::residual::Residual;
+use floret_aggregator::config::Mode;
 use floret_aggregator::ledger::{self, BrokenLedger, Entry, Fact, RoundEntry, Settings};
 use floret_core::Layout;
-use floret_core::{Digest, PublicKey, Version};
+use floret_core::{Digest, PublicKey, Scope, Version};
 use floret_store::{Disk, ReadFolder, blob};
 
 use crate::config::Config;
@@ -204,7 +205,10 @@ fn recompute(
         .map_err(|error| failed(error.to_string()))?;
     let moments = saved.moments(disk, layout, version).map_err(read)?;
     let unsent = saved.unsent(disk, layout, version).map_err(read)?;
-    let before = Before { adapter: &before, moments: &moments, unsent: unsent.as_deref() };
+    let frozen = settings.training.freeze.frozen(version);
+    let held = Scope { frozen, rank: layout.rank() }.outside(layout);
+    let unsent = unsent.as_deref();
+    let before = Before { adapter: &before, moments: &moments, unsent, held: &held };
     let after = advance(before, &settings.aggregation, round.round, &delta);
     let after = after.map_err(|error| failed(error.to_string()))?;
     if after.adapter.digest() != round.adapter_after {
@@ -237,7 +241,7 @@ fn combine_again(
     for (place, accepted) in round.accepted.iter().enumerate() {
         places.entry(accepted.payload).or_default().push(place);
     }
-    let mut mean = WeightedMean::new(layout.len());
+    let mut mean = WeightedMean::new(layout);
     let mut deltas = BTreeMap::new();
     let mut problem: Option<Box<dyn Error>> = None;
     updates::read_all(disk, round.round, |payload| {
@@ -264,7 +268,10 @@ fn combine_again(
     let weights: Vec<u32> = round.accepted.iter().map(|accepted| accepted.weight).collect();
     let delta = match aggregation.combine {
         Some(rule) => rule.combine(layout, before, &deltas),
-        None => mean.over(settings.mode.divisor(mean.weight()), aggregation.clip_norm),
+        None => match settings.mode {
+            Mode::Synchronous => mean.mean(layout, aggregation.clip_norm),
+            Mode::Buffered(config) => mean.over(config.divisor(), aggregation.clip_norm),
+        },
     };
     let measured = aggregation.measure_residual;
     let residual = measured.then(|| Residual::of(layout, before, &deltas, &weights));

@@ -11,6 +11,7 @@ use floret_core::adapter::InvalidAdapter;
 use floret_core::payload::{Compression, InvalidDelta};
 use floret_core::seed::Purpose;
 use floret_core::{Adapter, Payload, Round, Seed};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::config::Aggregation;
@@ -25,6 +26,8 @@ pub struct Before<'a> {
     pub moments: &'a Moments,
     /// What earlier steps left out, in layout order; none if nothing.
     pub unsent: Option<&'a [f32]>,
+    /// Places that stay as they are, in order.
+    pub held: &'a [Range<usize>],
 }
 
 /// Where a round that is committed ends.
@@ -63,7 +66,8 @@ pub fn advance(
     delta: &[f32],
 ) -> Result<After, NoStep> {
     let (start, layout) = (before.adapter.values(), before.adapter.layout());
-    let (mut values, moments) = aggregation.server_optimizer.step(start, before.moments, delta);
+    let optimizer = aggregation.server_optimizer;
+    let (mut values, moments) = optimizer.step(start, before.moments, delta, before.held);
     if let Some(unsent) = before.unsent {
         values.iter_mut().zip(unsent).for_each(|(value, rest)| *value += rest);
     }
@@ -72,11 +76,19 @@ pub fn advance(
         let adapter = Adapter::new(Arc::clone(layout), values)?;
         return Ok(After { adapter, moments, unsent: None, step: None });
     }
-    let wanted: Vec<f32> = values.iter().zip(start).map(|(end, start)| end - start).collect();
+    let mut wanted: Vec<f32> = values.iter().zip(start).map(|(end, start)| end - start).collect();
+    before.held.iter().for_each(|places| wanted[places.clone()].fill(0.0));
     let seed = Seed(before.adapter.digest().0).derive(Purpose::Rounding, round, None);
     let step = Payload::encode(compression, layout, &wanted, &mut seed.stream())?;
     let Ok(sent) = step.decode(layout) else { unreachable!("what was encoded here decodes here") };
-    let unsent = wanted.iter().zip(&sent).map(|(wanted, sent)| wanted - sent).collect();
+    let mut unsent: Vec<f32> =
+        wanted.iter().zip(&sent).map(|(wanted, sent)| wanted - sent).collect();
+    if let Some(earlier) = before.unsent {
+        let wait = |places: &Range<usize>| {
+            unsent[places.clone()].copy_from_slice(&earlier[places.clone()]);
+        };
+        before.held.iter().for_each(wait);
+    }
     let adapter = before.adapter.plus(&sent)?;
     Ok(After { adapter, moments, unsent: Some(unsent), step: Some(step) })
 }
@@ -107,7 +119,7 @@ mod tests {
         let mut end = After { adapter, moments, unsent: None, step: None };
         for round in 1..=rounds {
             let unsent = end.unsent.as_deref();
-            let before = Before { adapter: &end.adapter, moments: &end.moments, unsent };
+            let before = Before { adapter: &end.adapter, moments: &end.moments, unsent, held: &[] };
             end = advance(before, &aggregation(compression), Round(round), &delta(round)).unwrap();
             if let Some(step) = &end.step {
                 held = held.plus(&step.decode(&layout()).unwrap()).unwrap();
@@ -141,8 +153,12 @@ mod tests {
     #[test]
     fn a_run_that_stops_compressing_sends_what_was_left_out() {
         let (end, _) = run(Compression::Int8, 3);
-        let before =
-            Before { adapter: &end.adapter, moments: &end.moments, unsent: end.unsent.as_deref() };
+        let before = Before {
+            adapter: &end.adapter,
+            moments: &end.moments,
+            unsent: end.unsent.as_deref(),
+            held: &[],
+        };
         let nothing = vec![0.0; layout().len()];
         let last = advance(before, &aggregation(Compression::None), Round(4), &nothing).unwrap();
         let (exact, _) = run(Compression::None, 3);
@@ -151,12 +167,29 @@ mod tests {
         assert_eq!(last.unsent, None);
     }
 
+    /// What waits in a place that is held comes when it is not.
+    #[test]
+    fn places_that_are_held_stay_as_they_are() {
+        let (end, _) = run(Compression::Int8, 3);
+        let (adapter, moments) = (&end.adapter, &end.moments);
+        let (unsent, held) = (end.unsent.as_deref(), [10..20, 30..31]);
+        let before = Before { adapter, moments, unsent, held: &held };
+        let next = advance(before, &aggregation(Compression::Int8), Round(4), &delta(4)).unwrap();
+        for place in 0..layout().len() {
+            let is_held = held.iter().any(|places| places.contains(&place));
+            assert_eq!(is_held, next.adapter.values()[place] == adapter.values()[place], "{place}");
+            if is_held {
+                assert_eq!(next.unsent.as_ref().unwrap()[place], unsent.unwrap()[place]);
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn values_that_are_not_finite_lead_nowhere(at in 0usize..64, int8: bool) {
             let adapter = Adapter::init(layout(), &Seed::from_number(1));
             let moments = Moments::zero(layout().len());
-            let before = Before { adapter: &adapter, moments: &moments, unsent: None };
+            let before = Before { adapter: &adapter, moments: &moments, unsent: None, held: &[] };
             let mut delta = delta(1);
             let at = at % delta.len();
             delta[at] = f32::INFINITY;

@@ -12,6 +12,7 @@ use floret_privacy::clip::{Unclippable, clip_l2};
 pub struct ClippedDelta {
     values: Arc<Vec<f32>>,
     clip_norm: f32,
+    rank: usize,
 }
 
 /// What one device changed is nobody's business: sizes only.
@@ -74,7 +75,8 @@ impl ClippedDelta {
     ) -> Result<Self, InvalidUpdate> {
         let mut values = payload.decode(layout)?;
         clip_l2(&mut values, clip_norm)?;
-        Ok(Self { values: Arc::new(values), clip_norm })
+        let rank = changed_rank(layout, &values);
+        Ok(Self { values: Arc::new(values), clip_norm, rank })
     }
 
     /// Its values, in layout order.
@@ -83,9 +85,31 @@ impl ClippedDelta {
         &self.values
     }
 
+    /// Rank components that its client trained: up to the last that it changed.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
     /// The norm that it was clipped to.
     #[must_use]
     pub fn clip_norm(&self) -> f32 {
         self.clip_norm
     }
+}
+
+/// Components up to the last that has a value other than 0 in any tensor. A delta of zeros alone is one
+/// of all components: its client trained them and changed nothing.
+fn changed_rank(layout: &Layout, values: &[f32]) -> usize {
+    let mut changed = 0;
+    for tensor in layout.tensors() {
+        if changed == layout.rank() {
+            break;
+        }
+        let values = values[tensor.range()].iter().enumerate();
+        let components = values.filter(|(_, value)| **value != 0.0);
+        let last = components.map(|(index, _)| tensor.component(index) + 1).max();
+        changed = changed.max(last.unwrap_or(0));
+    }
+    if changed == 0 { layout.rank() } else { changed }
 }

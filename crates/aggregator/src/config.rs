@@ -6,7 +6,8 @@ use floret_core::base::BaseDigests;
 use floret_core::lora::InvalidLora;
 use floret_core::payload::Compression;
 use floret_core::plan::{InvalidTraining, TrainingConfig};
-use floret_core::{LoraConfig, RunId, Seed};
+use floret_core::scope::Freeze;
+use floret_core::{LoraConfig, RunId, Scope, Seed, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::combine::{Robust, WeightedMean};
@@ -218,8 +219,56 @@ impl RunConfig {
             Mode::Synchronous => self.validate_cohort()?,
             Mode::Buffered(buffered) => validate_buffered(buffered)?,
         }
+        self.validate_training()?;
+        self.validate_compression()?;
         self.validate_timing()?;
         self.validate_aggregation()
+    }
+
+    /// What of an adapter of `version` trains: of each client's own rank, an update tells.
+    #[must_use]
+    pub fn scope(&self, version: Version) -> Scope {
+        Scope { frozen: self.training.freeze.frozen(version), rank: self.lora.rank }
+    }
+
+    /// What only makes sense when all updates of a round start from the same version, or are compared.
+    fn validate_training(&self) -> Result<(), InvalidRun> {
+        let synchronous = self.mode.is_synchronous();
+        if self.training.freeze == Freeze::Alternate && !synchronous {
+            let accepted = "\"none\" or \"a\" with run.mode = \"buffered\", where updates of a \
+                            buffer may have trained different factors";
+            return setting("training.freeze", "\"alternate\"", accepted);
+        }
+        if self.training.nested_ranks && (!synchronous || self.aggregation.needs_updates()) {
+            let accepted = "false with run.mode = \"buffered\", aggregation.combine or \
+                            measure_residual, which take every update as one of the full rank";
+            return setting("training.nested_ranks", true, accepted);
+        }
+        Ok(())
+    }
+
+    /// A rotation spreads each change over all values, and a device's rank shows in what it changed.
+    fn validate_compression(&self) -> Result<(), InvalidRun> {
+        let TrainingConfig { freeze, nested_ranks, .. } = self.training;
+        let refuse = |name, compression: Compression, accepted| {
+            setting(name, format!("\"{compression}\""), accepted)
+        };
+        let (up, down) = (self.compression, self.aggregation.download_compression);
+        match (up, down) {
+            (Compression::Bits(_) | Compression::Sparse(_), _) if nested_ranks => {
+                let accepted = "\"none\" or \"int8\" with training.nested_ranks";
+                refuse("run.compression", up, accepted)
+            }
+            (Compression::Bits(_), _) if !freeze.is_none() => {
+                let accepted = "\"none\", \"int8\" or \"sparse…%\" with training.freeze";
+                refuse("run.compression", up, accepted)
+            }
+            (_, Compression::Bits(_)) if !freeze.is_none() => {
+                let accepted = "\"none\", \"int8\" or \"sparse…%\" with training.freeze";
+                refuse("aggregation.download_compression", down, accepted)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn validate_cohort(&self) -> Result<(), InvalidRun> {

@@ -11,7 +11,7 @@ use crate::advance::{Before, advance};
 use crate::combine::residual::Residual;
 use crate::config::{InvalidRun, Mode, RunConfig};
 use crate::message::{Input, Record, Rejection, Reply, RoundSummary, Step};
-use crate::phase::admission::{Standing, answer, repeat};
+use crate::phase::admission::{Standing, Terms, answer, repeat};
 use crate::phase::buffering::Buffering;
 use crate::phase::selecting::Selecting;
 use crate::phase::training::Training;
@@ -183,14 +183,13 @@ impl Coordinator {
         if got != payload_digest {
             return answer(Err(Rejection::WrongDigest { want: payload_digest, got }));
         }
-        let (config, layout) = (&self.config, &self.layout);
+        let (config, layout, version) = (&self.config, &self.layout, self.state.version);
+        let terms = Terms { config, layout, version };
         let step = match &self.phase {
             Phase::Training(training) if training.round == round => {
-                Some(training.report(config, layout, client, update, payload_digest))
+                Some(training.report(terms, client, update, payload_digest))
             }
-            Phase::Buffering(buffering) => {
-                buffering.report(config, layout, client, update, payload_digest)
-            }
+            Phase::Buffering(buffering) => buffering.report(terms, client, update, payload_digest),
             _ => None,
         };
         step.unwrap_or_else(|| match self.state.receipt(client, round) {
@@ -307,7 +306,7 @@ impl Coordinator {
     ) -> Result<(Vec<f32>, Option<Residual>), S::Error> {
         let aggregation = &self.config.aggregation;
         if !aggregation.needs_updates() {
-            return Ok((round.mean(&self.config), None));
+            return Ok((round.mean(&self.config, &self.layout), None));
         }
         let (mut deltas, mut weights) = (Vec::new(), Vec::new());
         for (client, receipt) in round.counted() {
@@ -318,7 +317,7 @@ impl Coordinator {
         let combined = aggregation.combine.map(|rule| rule.combine(layout, before, &deltas));
         let residual =
             aggregation.measure_residual.then(|| Residual::of(layout, before, &deltas, &weights));
-        Ok((combined.unwrap_or_else(|| round.mean(&self.config)), residual))
+        Ok((combined.unwrap_or_else(|| round.mean(&self.config, layout)), residual))
     }
 
     fn commit(
@@ -329,7 +328,9 @@ impl Coordinator {
         (delta, residual): (Vec<f32>, Option<Residual>),
     ) -> Vec<Record> {
         let RunState { adapter, moments, .. } = &self.state;
-        let before = Before { adapter, moments, unsent: self.state.unsent.as_deref() };
+        let held = self.config.scope(self.state.version).outside(&self.layout);
+        let unsent = self.state.unsent.as_deref();
+        let before = Before { adapter, moments, unsent, held: &held };
         let after = match advance(before, &self.config.aggregation, self.state.round, &delta) {
             Ok(after) => after,
             // Clipped deltas and bounded settings keep this finite for any run of sane length.

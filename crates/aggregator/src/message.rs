@@ -121,6 +121,9 @@ pub enum Rejection {
     /// No examples.
     #[error("the update says that it comes from zero examples")]
     ZeroExamples,
+    /// A change of what the plan leaves as it is.
+    #[error("the update changes a factor that the plan freezes")]
+    FrozenFactor,
     /// A payload that gives no delta.
     #[error(transparent)]
     Update(#[from] InvalidUpdate),
@@ -142,6 +145,7 @@ impl Rejection {
             Self::TooStale { .. } => "too-stale",
             Self::WrongDigest { .. } => "wrong-digest",
             Self::ZeroExamples => "zero-examples",
+            Self::FrozenFactor => "frozen-factor",
             Self::Update(InvalidUpdate::Payload(InvalidPayload::Length { .. })) => "wrong-length",
             Self::Update(InvalidUpdate::Payload(InvalidPayload::NotFinite)) => "not-finite",
             Self::Update(InvalidUpdate::Payload(_)) => "damaged-payload",

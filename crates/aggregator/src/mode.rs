@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// When a round closes, and by what its sum is divided.
+/// When a round closes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -28,6 +28,13 @@ pub struct BufferedConfig {
 impl BufferedConfig {
     /// Largest `max_staleness`.
     pub const STALENESS_MAX: u32 = 10_000;
+
+    /// By what the sum of a buffer is divided: by K x 2^16 (FedBuff, algorithm 1), so that stale updates
+    /// move the adapter less.
+    #[must_use]
+    pub fn divisor(&self) -> u64 {
+        u64::from(self.buffer) * u64::from(FRESH_WEIGHT)
+    }
 }
 
 impl Default for BufferedConfig {
@@ -70,16 +77,6 @@ impl Mode {
         match self {
             Self::Synchronous => "synchronous",
             Self::Buffered(_) => "buffered",
-        }
-    }
-
-    /// By what a sum of this `weight` is divided: by the weight for a mean; by K x 2^16 in a buffer
-    /// (FedBuff, algorithm 1), so that stale updates move the adapter less.
-    #[must_use]
-    pub fn divisor(&self, weight: u64) -> u64 {
-        match self {
-            Self::Synchronous => weight,
-            Self::Buffered(config) => u64::from(config.buffer) * u64::from(FRESH_WEIGHT),
         }
     }
 }

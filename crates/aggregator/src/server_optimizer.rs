@@ -1,5 +1,7 @@
 //! Server optimizers: how the combined delta moves the global adapter.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// SGD with momentum (FedAvgM, Hsu et al. 2019, arXiv 1909.06335, section 3): m ← β m + Δ,
@@ -79,17 +81,40 @@ impl Moments {
 }
 
 impl ServerOptimizer {
-    /// The values and moments after one step from `values` by `delta`. Moments that another kind of
-    /// optimizer left mean something else: then it begins anew.
+    /// The values and moments after one step from `values` by `delta`; places of `held` stay as they
+    /// are, with their moments. Moments that another kind of optimizer left mean something else: then it
+    /// begins anew.
     #[must_use]
-    pub fn step(self, values: &[f32], moments: &Moments, delta: &[f32]) -> (Vec<f32>, Moments) {
-        let anew = Moments::zero(values.len());
+    pub fn step(
+        self,
+        values: &[f32],
+        moments: &Moments,
+        delta: &[f32],
+        held: &[Range<usize>],
+    ) -> (Vec<f32>, Moments) {
+        let anew = self.first_moments(values.len());
         let of_same_kind = moments.second.is_some() == self.adaptive.is_some();
         let moments = if of_same_kind { moments } else { &anew };
-        match self.adaptive {
+        let (mut after, mut next) = match self.adaptive {
             None => self.sgd(values, &moments.first, delta),
             Some(rule) => self.fed_opt(rule, values, moments, delta),
+        };
+        for places in held {
+            let hold = |after: &mut [f32], before: &[f32]| {
+                after[places.clone()].copy_from_slice(&before[places.clone()]);
+            };
+            hold(&mut after, values);
+            hold(&mut next.first, &moments.first);
+            if let (Some(next), Some(second)) = (&mut next.second, &moments.second) {
+                hold(next, second);
+            }
         }
+        (after, next)
+    }
+
+    fn first_moments(self, len: usize) -> Moments {
+        let second = self.adaptive.map(|rule| vec![(rule.tau() * rule.tau()) as f32; len]);
+        Moments { second, ..Moments::zero(len) }
     }
 
     fn sgd(self, values: &[f32], first: &[f32], delta: &[f32]) -> (Vec<f32>, Moments) {
@@ -108,9 +133,8 @@ impl ServerOptimizer {
     ) -> (Vec<f32>, Moments) {
         let [rate, beta1] = [self.learning_rate, self.momentum].map(f64::from);
         let tau = rule.tau();
-        let mut second =
-            moments.second.clone().unwrap_or_else(|| vec![(tau * tau) as f32; values.len()]);
-        let mut first = moments.first.clone();
+        let Moments { mut first, second } = moments.clone();
+        let mut second = second.unwrap_or_default();
         let mut values = values.to_vec();
         let remembered = first.iter_mut().zip(&mut second);
         for ((x, (m, v)), change) in values.iter_mut().zip(remembered).zip(delta) {
@@ -174,7 +198,7 @@ mod tests {
     fn check(optimizer: ServerOptimizer, want: [[[f64; 3]; 3]; 2]) {
         let (mut x, mut moments) = (vec![0.0; 3], Moments::zero(3));
         for (delta, [want_x, want_m, want_v]) in DELTAS.iter().zip(want) {
-            (x, moments) = optimizer.step(&x, &moments, delta);
+            (x, moments) = optimizer.step(&x, &moments, delta, &[]);
             let v = moments.second.clone().unwrap_or_else(|| vec![1e-6; 3]);
             for (got, want) in [(&x, want_x), (&moments.first, want_m), (&v, want_v)] {
                 for (got, want) in got.iter().zip(want) {
@@ -258,7 +282,7 @@ mod tests {
     #[test]
     fn the_default_adds_the_combined_delta() {
         let moments = Moments { first: vec![5.0; 2], second: None };
-        let (x, _) = ServerOptimizer::default().step(&[1.0, 2.0], &moments, &[0.5, -0.5]);
+        let (x, _) = ServerOptimizer::default().step(&[1.0, 2.0], &moments, &[0.5, -0.5], &[]);
         assert_eq!(x, [1.5, 1.5]);
     }
 
@@ -268,11 +292,27 @@ mod tests {
         let adam =
             ServerOptimizer { adaptive: Some(Adaptive::Adam { beta2: BETA2, tau: TAU }), ..sgd };
         let (values, delta) = ([1.0, 2.0], [0.5, -0.5]);
-        let (_, of_sgd) = sgd.step(&values, &Moments::zero(2), &delta);
-        let (_, of_adam) = adam.step(&values, &Moments::zero(2), &delta);
+        let (_, of_sgd) = sgd.step(&values, &Moments::zero(2), &delta, &[]);
+        let (_, of_adam) = adam.step(&values, &Moments::zero(2), &delta, &[]);
         for (optimizer, other) in [(sgd, of_adam), (adam, of_sgd)] {
-            let anew = optimizer.step(&values, &Moments::zero(2), &delta);
-            assert_eq!(optimizer.step(&values, &other, &delta), anew);
+            let anew = optimizer.step(&values, &Moments::zero(2), &delta, &[]);
+            assert_eq!(optimizer.step(&values, &other, &delta, &[]), anew);
+        }
+    }
+
+    #[test]
+    fn what_is_held_stays_with_its_moments() {
+        let sgd = ServerOptimizer { momentum: 0.9, ..ServerOptimizer::default() };
+        let adam =
+            ServerOptimizer { adaptive: Some(Adaptive::Adam { beta2: BETA2, tau: TAU }), ..sgd };
+        for optimizer in [sgd, adam] {
+            let (x, moments) = optimizer.step(&[0.0; 3], &Moments::zero(3), &DELTAS[0], &[]);
+            let (free, moved) = optimizer.step(&x, &moments, &[0.0; 3], &[]);
+            let (held, kept) = optimizer.step(&x, &moments, &[0.0; 3], &[0..1, 2..3]);
+            assert_eq!((held[0], held[1], held[2]), (x[0], free[1], x[2]));
+            assert!(free[0] != x[0] && moved.first[2] != moments.first[2]);
+            assert_eq!(kept.first, [moments.first[0], moved.first[1], moments.first[2]]);
+            assert_eq!(kept.second.map(|v| v[0]), moments.second.map(|v| v[0]));
         }
     }
 

@@ -47,6 +47,15 @@ impl TensorSpec {
             Factor::B => self.shape[1],
         }
     }
+
+    /// The rank component of its value at `index`, row-major.
+    #[must_use]
+    pub fn component(&self, index: usize) -> usize {
+        match self.factor {
+            Factor::A => index / self.shape[1],
+            Factor::B => index % self.shape[1],
+        }
+    }
 }
 
 /// PEFT tensor names in sorted order, their shapes, and a digest of both.
@@ -101,6 +110,12 @@ impl Layout {
     /// A and B of each linear map that is adapted: in sorted order they follow one another.
     pub fn pairs(&self) -> impl Iterator<Item = &[TensorSpec; 2]> {
         self.tensors.as_chunks::<2>().0.iter()
+    }
+
+    /// Number of rank components, of every tensor.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.tensors.first().map_or(0, TensorSpec::rank)
     }
 
     /// Number of values in the flat vector.

@@ -9,7 +9,7 @@
 //! - [`model_config`], [`lora`], [`layout`]: what an adapter of a base model looks like
 //! - [`adapter`], [`peft`]: the adapter itself, and its PEFT files as bytes
 //! - [`base`]: digests of a base model's files
-//! - [`plan`]: what a device is asked to do
+//! - [`plan`], [`scope`]: what a device is asked to do, and what part of an adapter it trains
 //! - [`payload`], [`update`]: what a device sends back
 //! - [`signature`], [`chain`], [`hex`]: what a server states, lines that hold together, bytes as text
 //! - [`config_file`], [`json`]: TOML files whose unknown keys are refused, plain data as JSON
@@ -27,6 +27,7 @@ pub mod model_config;
 pub mod payload;
 pub mod peft;
 pub mod plan;
+pub mod scope;
 pub mod seed;
 pub mod signature;
 pub mod tensor_bytes;
@@ -40,6 +41,7 @@ pub use lora::LoraConfig;
 pub use model_config::ModelConfig;
 pub use payload::Payload;
 pub use plan::Plan;
+pub use scope::Scope;
 pub use seed::Seed;
 pub use signature::{PublicKey, Signature, SigningKey};
 pub use time::Time;

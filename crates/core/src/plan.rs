@@ -8,6 +8,7 @@ use crate::base::BaseDigests;
 use crate::id::{Digest, Round, RunId, Version};
 use crate::lora::LoraConfig;
 use crate::payload::Compression;
+use crate::scope::Freeze;
 use crate::seed::Seed;
 
 /// One client's work in one round.
@@ -63,6 +64,21 @@ pub struct TrainingConfig {
     pub weight_decay: f32,
     /// Global L2 norm to which each step's gradient is clipped; 0 for no clipping.
     pub max_grad_norm: f32,
+    /// Which factor stays as it is.
+    #[serde(skip_serializing_if = "Freeze::is_none")]
+    pub freeze: Freeze,
+    /// Whether a device that permits a lower rank than the run's trains its first components alone,
+    /// instead of declining.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub nested_ranks: bool,
+    /// μ of FedProx (Li et al. 2020, arXiv 1812.06127, equation 2): training also minimises
+    /// μ / 2 ‖w - w₀‖², for the values w₀ that it starts from. 0 for none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub proximal: f32,
+}
+
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
 }
 
 impl Default for TrainingConfig {
@@ -78,6 +94,9 @@ impl Default for TrainingConfig {
             epsilon: 1e-8,
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            freeze: Freeze::None,
+            nested_ranks: false,
+            proximal: 0.0,
         }
     }
 }
@@ -111,13 +130,14 @@ impl TrainingConfig {
             }
         }
         type Check = (&'static str, f32, fn(f32) -> bool, &'static str);
-        let numbers: [Check; 6] = [
+        let numbers: [Check; 7] = [
             ("learning_rate", self.learning_rate, |x| x > 0.0 && x <= 10.0, "above 0, up to 10"),
             ("beta1", self.beta1, |x| (0.0..1.0).contains(&x), "0 or more, below 1"),
             ("beta2", self.beta2, |x| (0.0..1.0).contains(&x), "0 or more, below 1"),
             ("epsilon", self.epsilon, |x| x > 0.0 && x <= 1.0, "above 0, up to 1"),
             ("weight_decay", self.weight_decay, |x| (0.0..=10.0).contains(&x), "0 to 10"),
             ("max_grad_norm", self.max_grad_norm, |x| x.is_finite() && x >= 0.0, "0 or more"),
+            ("proximal", self.proximal, |x| (0.0..=1000.0).contains(&x), "0 to 1000"),
         ];
         for (field, value, in_range, accepted) in numbers {
             if !in_range(value) {
@@ -152,6 +172,7 @@ mod tests {
             (TrainingConfig { learning_rate: f32::NAN, ..good() }, "learning_rate"),
             (TrainingConfig { beta2: 1.0, ..good() }, "beta2"),
             (TrainingConfig { max_grad_norm: f32::INFINITY, ..good() }, "max_grad_norm"),
+            (TrainingConfig { proximal: -0.1, ..good() }, "proximal"),
         ];
         for (config, field) in bad {
             assert!(config.validate().unwrap_err().to_string().contains(field));

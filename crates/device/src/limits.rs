@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use floret_core::base::BaseDigests;
-use floret_core::{Digest, Layout, ModelConfig, Plan};
+use floret_core::{Digest, Layout, ModelConfig, Plan, Scope};
 use serde::{Deserialize, Serialize};
 
 /// Bounds that the device's owner sets on any plan.
@@ -16,7 +16,7 @@ pub struct Limits {
     pub max_tokens: u64,
     /// Tokens in a micro-batch: what the memory of a training step grows with.
     pub max_batch_tokens: u64,
-    /// LoRA rank.
+    /// LoRA rank; with nested ranks, components that train.
     pub max_rank: usize,
     /// Size of the adapter in f32, in bytes: what is downloaded, and the most that is uploaded.
     pub max_adapter_bytes: usize,
@@ -71,7 +71,8 @@ pub enum Refusal {
     Invalid(String),
 }
 
-/// Checks a plan against the device's model and limits, and gives the adapter's layout.
+/// Checks a plan against the device's model and limits, and gives the adapter's layout and the part of
+/// it that this device trains.
 ///
 /// # Errors
 /// The first reason to decline it.
@@ -79,12 +80,16 @@ pub fn check_plan(
     plan: &Plan,
     model: &LocalModel,
     limits: &Limits,
-) -> Result<Arc<Layout>, Refusal> {
+) -> Result<(Arc<Layout>, Scope), Refusal> {
     let invalid = |error: &dyn std::error::Error| Refusal::Invalid(error.to_string());
     plan.training.validate().map_err(|error| invalid(&error))?;
     same("base model", plan.base.base, model.digests.base)?;
     same("tokenizer", plan.base.tokenizer, model.digests.tokenizer)?;
-    within("as LoRA rank", plan.lora.rank as u64, limits.max_rank as u64)?;
+    let rank = match plan.training.nested_ranks && limits.max_rank > 0 {
+        true => plan.lora.rank.min(limits.max_rank),
+        false => plan.lora.rank,
+    };
+    within("as LoRA rank", rank as u64, limits.max_rank as u64)?;
     let layout = Layout::new(&model.config, &plan.lora).map_err(|error| invalid(&error))?;
     same("adapter layout", plan.layout_digest, layout.digest())?;
     within("bytes of adapter", layout.bytes() as u64, limits.max_adapter_bytes as u64)?;
@@ -94,7 +99,8 @@ pub fn check_plan(
     within("tokens in a micro-batch", batch, limits.max_batch_tokens)?;
     let longest = model.config.max_positions as u64;
     within("tokens per sequence", plan.training.sequence_length.into(), longest)?;
-    Ok(Arc::new(layout))
+    let frozen = plan.training.freeze.frozen(plan.version);
+    Ok((Arc::new(layout), Scope { frozen, rank }))
 }
 
 fn same(what: &'static str, want: Digest, got: Digest) -> Result<(), Refusal> {

@@ -8,7 +8,8 @@ use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
 /// Encodes what training changed: delta = after - before, rounded by draws from the plan's seed.
 ///
 /// # Errors
-/// An outcome of the wrong length, without examples, or with values that are not finite.
+/// An outcome of the wrong length, without examples, with values that are not finite, or with changes
+/// outside the task's scope.
 pub fn encode_update(
     task: &TrainingTask,
     outcome: &TrainingOutcome,
@@ -23,6 +24,10 @@ pub fn encode_update(
         return Err(TrainError::Unsupported(problem));
     }
     let delta: Vec<f32> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+    if !task.scope.holds(task.adapter.layout(), &delta) {
+        let problem = "training changed values that the plan leaves as they are".to_owned();
+        return Err(TrainError::Unsupported(problem));
+    }
     let plan = &task.plan;
     let mut rng = plan.seed.derive(Purpose::Rounding, plan.round, Some(&task.client)).stream();
     let payload = Payload::encode(plan.compression, task.adapter.layout(), &delta, &mut rng)

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use floret_core::{Adapter, ClientId, Plan};
+use floret_core::{Adapter, ClientId, Plan, Scope};
 
 /// One client's training in one round.
 #[derive(Debug, Clone)]
@@ -13,6 +13,8 @@ pub struct TrainingTask {
     pub plan: Plan,
     /// The adapter to start from.
     pub adapter: Adapter,
+    /// What of it trains; the rest stays as it is.
+    pub scope: Scope,
 }
 
 /// What training gave.

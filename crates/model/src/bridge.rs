@@ -82,7 +82,7 @@ impl LocalTrainer {
         task: &TrainingTask,
         progress: &mut dyn FnMut(Step) -> Control,
     ) -> Result<TrainingOutcome, TrainError> {
-        let TrainingTask { client, plan, adapter } = task;
+        let TrainingTask { client, plan, adapter, scope } = task;
         let data = self.clients.get(client).ok_or(TrainError::NoData)?;
         let config = &plan.training;
         config.validate().map_err(|error| TrainError::Unsupported(error.to_string()))?;
@@ -90,7 +90,7 @@ impl LocalTrainer {
         let shuffle = plan.seed.derive(Purpose::Shuffle, plan.round, Some(client));
         let start = (&plan.lora, adapter);
         let training = Training::new(&self.model, start, &sequences, config, &shuffle)?;
-        let mut training = training.with_plan(self.step_plan(plan)?);
+        let mut training = training.with_plan(self.step_plan(plan)?).with_scope(scope);
         for _ in 0..config.max_steps {
             let step = self.threads.run(|| training.step())?;
             if progress(step) == Control::Cancel {

@@ -1,9 +1,10 @@
 //! Local training: AdamW on the LoRA factors of one client, over its own sequences.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use floret_core::plan::TrainingConfig;
-use floret_core::{Adapter, Layout, LoraConfig, Seed};
+use floret_core::{Adapter, Layout, LoraConfig, Scope, Seed};
 use floret_device::TrainError;
 
 use crate::kernels::pool;
@@ -43,7 +44,11 @@ pub struct Training<'a> {
     model: &'a Transformer,
     config: &'a TrainingConfig,
     plan: StepPlan,
+    /// Places of the flat vector that stay as they are.
+    outside: Vec<Range<usize>>,
     layout: Arc<Layout>,
+    /// The values that it starts from.
+    start: &'a [f32],
     scale: f32,
     optimizer: AdamW,
     epochs: Epochs<'a, Sequence>,
@@ -59,7 +64,7 @@ impl<'a> Training<'a> {
     /// No sequence, or an adapter that the model cannot take.
     pub fn new(
         model: &'a Transformer,
-        (settings, adapter): (&LoraConfig, &Adapter),
+        (settings, adapter): (&LoraConfig, &'a Adapter),
         sequences: &'a [Sequence],
         config: &'a TrainingConfig,
         shuffle: &Seed,
@@ -71,7 +76,9 @@ impl<'a> Training<'a> {
             model,
             config,
             plan: StepPlan::fastest(config.batch_size as usize),
+            outside: Vec::new(),
             layout: Arc::clone(adapter.layout()),
+            start: adapter.values(),
             scale: settings.scale(),
             optimizer: AdamW::new(AdamWConfig::from(config), values.len()),
             epochs: Epochs::new(sequences, shuffle).ok_or(TrainError::NoData)?,
@@ -88,6 +95,13 @@ impl<'a> Training<'a> {
         self
     }
 
+    /// The same training of `scope` alone.
+    #[must_use]
+    pub fn with_scope(mut self, scope: &Scope) -> Self {
+        self.outside = scope.outside(&self.layout);
+        self
+    }
+
     /// Does one optimizer step over the next `batch_size * accumulation` sequences, or what the
     /// epoch has left.
     ///
@@ -100,10 +114,16 @@ impl<'a> Training<'a> {
         let lora = Lora::trainable(&self.layout, values, self.scale, &self.model.device());
         let Summed { nll, counted, mut gradient } = gradient(self.model, &lora, &share, &self.plan)
             .map_err(|error| TrainError::Unsupported(error.to_string()))?;
+        pull_back(&mut gradient, values, self.start, self.config.proximal * counted as f32);
+        // What stays takes no part in the gradient's norm, and does not decay.
+        self.outside.iter().for_each(|places| gradient[places.clone()].fill(0.0));
         let max_norm = self.config.max_grad_norm.into();
         let norm = scale_and_clip(&mut gradient, 1.0 / counted as f64, max_norm);
         pool::trim();
         self.optimizer.step(values, &gradient);
+        for places in &self.outside {
+            values[places.clone()].copy_from_slice(&self.start[places.clone()]);
+        }
         self.steps += 1;
         let (number, loss) = (self.steps, nll / counted as f64);
         if !(loss.is_finite() && norm.is_finite() && values.iter().all(|v| v.is_finite())) {
@@ -118,6 +138,15 @@ impl<'a> Training<'a> {
     #[must_use]
     pub fn finish(self) -> Trained {
         self.trained
+    }
+}
+
+/// Adds the gradient of `strength` / 2 ‖values - start‖².
+fn pull_back(gradient: &mut [f32], values: &[f32], start: &[f32], strength: f32) {
+    if strength > 0.0 {
+        for ((gradient, value), start) in gradient.iter_mut().zip(values).zip(start) {
+            *gradient += strength * (value - start);
+        }
     }
 }
 

@@ -22,8 +22,12 @@ impl Trainer for ToyTrainer {
 fn train(task: &TrainingTask) -> TrainingOutcome {
     let plan = &task.plan;
     let mut stream = plan.seed.derive(Purpose::Shuffle, plan.round, Some(&task.client)).stream();
-    let values = task.adapter.values().iter();
-    let values = values.map(|x| 0.9 * x + 0.1 * uniform_f32(stream.next_u32())).collect();
+    let before = task.adapter.values();
+    let mut values: Vec<f32> =
+        before.iter().map(|x| 0.9 * x + 0.1 * uniform_f32(stream.next_u32())).collect();
+    for places in task.scope.outside(task.adapter.layout()) {
+        values[places.clone()].copy_from_slice(&before[places]);
+    }
     let num_examples = 1 + stream.next_u32() % 20;
     TrainingOutcome { values, num_examples, tokens: 1, last_loss: 0.0 }
 }

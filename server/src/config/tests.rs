@@ -24,10 +24,21 @@ fn the_sample_is_the_defaults_and_names_every_option() {
     let uncommented = SAMPLE.replace("# seed", "seed");
     assert_eq!(parse(&uncommented).unwrap().run.seed, Some(FixedSeed(42)));
     let mut strategies = SAMPLE.to_owned();
-    for option in ["adaptive", "combine", "measure_residual", "max_buffered_bytes"] {
+    for option in [
+        "adaptive",
+        "combine",
+        "measure_residual",
+        "max_buffered_bytes",
+        "freeze",
+        "nested_ranks",
+        "proximal",
+    ] {
         strategies = strategies.replace(&format!("\n# {option} ="), &format!("\n{option} ="));
     }
-    let strategy = parse(&strategies).unwrap().aggregation;
+    let strategy = parse(&strategies).unwrap();
+    assert!(strategy.training.freeze.is_none() && strategy.training.nested_ranks);
+    assert_eq!(strategy.training.proximal, 0.01);
+    let strategy = strategy.aggregation;
     let adam = strategy.server_optimizer.adaptive.unwrap();
     assert_eq!((adam.beta2(), adam.tau()), (Some(0.99), 0.001));
     assert_eq!(strategy.combine, Some(Robust::TrimmedMean { trim: 1 }));

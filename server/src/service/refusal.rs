@@ -20,7 +20,7 @@ pub(super) enum Refusal {
         "the device speaks protocol {min} to {max}, and the server {PROTOCOL}: update the older"
     )]
     Protocol { min: u32, max: u32 },
-    #[error("the run's updates use compression {run}, and the device speaks {device:?}")]
+    #[error("the run uses compression {run}, and the device speaks {device:?}")]
     Compression { run: Compression, device: Vec<Codec> },
     #[error("version {asked} of the adapter is not served, {current} is: check in again")]
     UnknownVersion { asked: Version, current: Version },
@@ -97,7 +97,9 @@ fn rejection_code(rejection: &Rejection) -> Code {
         Rejection::NotInCohort(_) => Code::PermissionDenied,
         Rejection::DifferentReport(_) => Code::AlreadyExists,
         Rejection::WrongDigest { .. } => Code::DataLoss,
-        Rejection::ZeroExamples | Rejection::Update(_) => Code::InvalidArgument,
+        Rejection::ZeroExamples | Rejection::FrozenFactor | Rejection::Update(_) => {
+            Code::InvalidArgument
+        }
     }
 }
 

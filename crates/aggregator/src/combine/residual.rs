@@ -53,7 +53,7 @@ mod tests {
     fn follows_the_reference_values() {
         let layout = pair_layout();
         let zero = vec![0.0; layout.len()];
-        let clients = values::CLIENTS.map(|(a, b)| clipped(&layout, &values::flat(a, b)));
+        let clients = values::CLIENTS.map(|(a, b)| clipped(&layout, 1e6, &values::flat(a, b)));
         let weights = [1, 3, 4];
         let residual = Residual::of(&layout, &zero, &clients, &weights);
         let (ideal, relative) = (3.9804208320226646, 0.5903877474234135);
@@ -71,7 +71,7 @@ mod tests {
         let half: Vec<f32> = clients[0].values().iter().map(|x| x / 2.0).collect();
         let rest = clients.map(|delta| {
             let rest = delta.values().iter().zip(&half).map(|(x, half)| x - half);
-            clipped(&layout, &rest.collect::<Vec<_>>())
+            clipped(&layout, 1e6, &rest.collect::<Vec<_>>())
         });
         let again = Residual::of(&layout, &half, &rest, &weights);
         assert!((again.relative - residual.relative).abs() < 1e-12, "{again:?}");
@@ -81,7 +81,7 @@ mod tests {
     fn equal_updates_leave_none_and_none_leave_none() {
         let layout = pair_layout();
         let (a, b) = values::CLIENTS[1];
-        let delta = clipped(&layout, &values::flat(a, b));
+        let delta = clipped(&layout, 1e6, &values::flat(a, b));
         let zero = vec![0.0; layout.len()];
         let same = Residual::of(&layout, &zero, &[delta.clone(), delta], &[2, 3]);
         assert!(same.relative < 1e-12, "{same:?}");

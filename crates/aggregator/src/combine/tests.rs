@@ -52,11 +52,11 @@ pub(crate) fn pair_layout() -> Arc<Layout> {
     Arc::new(Layout::new(&model.unwrap(), &lora).unwrap())
 }
 
-/// The delta of these values, whose norm is below the clip norm.
-pub(crate) fn clipped(layout: &Layout, values: &[f32]) -> ClippedDelta {
+/// The delta of these values.
+pub(crate) fn clipped(layout: &Layout, clip_norm: f32, values: &[f32]) -> ClippedDelta {
     let mut rng = Seed::from_number(0).stream();
     let payload = Payload::encode(Compression::None, layout, values, &mut rng).unwrap();
-    ClippedDelta::decode(&payload, layout, 1e6).unwrap()
+    ClippedDelta::decode(&payload, layout, clip_norm).unwrap()
 }
 
 pub(crate) fn random_values(layout: &Layout, seed: u64) -> Vec<f64> {
@@ -111,7 +111,7 @@ fn two_hostile_updates_of_nine_move_no_rule_far() {
         let update = |client: u64, way: f64| {
             let noise = random_values(&layout, 1000 * (seed + 1) + client);
             let values = truth.iter().zip(noise).map(|(x, noise)| way * (0.2 * x + 0.02 * noise));
-            clipped(&layout, &values.map(|value| value as f32).collect::<Vec<_>>())
+            clipped(&layout, 1e6, &values.map(|value| value as f32).collect::<Vec<_>>())
         };
         let deltas: Vec<ClippedDelta> =
             (0..9).map(|client| update(client, if client < 7 { 1.0 } else { -20.0 })).collect();
@@ -134,7 +134,7 @@ fn equal_updates_are_what_every_rule_gives() {
     let layout = pair_layout();
     let (a, b) = values::CLIENTS[0];
     let delta: Vec<f32> = values::flat(a, b).iter().map(|value| value / 100.0).collect();
-    let deltas = vec![clipped(&layout, &delta); 7];
+    let deltas = vec![clipped(&layout, 1e6, &delta); 7];
     let before = vec![0.1; layout.len()];
     for rule in all_rules(2) {
         let got = rule.combine(&layout, &before, &deltas);

@@ -4,6 +4,11 @@
 //! Each value is rounded to a grid of 2^-30 of the clip norm, multiplied by the update's integer
 //! weight and added to an i64. Integer sums do not depend on the order of arrival, and memory does
 //! not grow with the cohort.
+//!
+//! Each rank component is averaged over the clients that trained it (nested ranks, in the factor form of
+//! raFLoRA, arXiv 2602.13486): with equal ranks that is the mean.
+
+use floret_core::Layout;
 
 use crate::clipped::ClippedDelta;
 
@@ -26,13 +31,15 @@ fn to_grid(steps: f64) -> i64 {
 pub struct WeightedMean {
     sums: Vec<i64>,
     weight: u64,
+    /// Of those that trained a rank component, for each.
+    weights: Vec<u64>,
 }
 
 impl WeightedMean {
-    /// The mean of nothing, of deltas with `len` values.
+    /// The mean of nothing, of deltas of `layout`.
     #[must_use]
-    pub fn new(len: usize) -> Self {
-        Self { sums: vec![0; len], weight: 0 }
+    pub fn new(layout: &Layout) -> Self {
+        Self { sums: vec![0; layout.len()], weight: 0, weights: vec![0; layout.rank()] }
     }
 
     /// Whether `cohort` updates of weight `max_weight` fit the accumulator.
@@ -53,12 +60,24 @@ impl WeightedMean {
             *sum = sum.wrapping_add(steps.wrapping_mul(factor));
         }
         self.weight += u64::from(weight);
+        self.weights.iter_mut().take(delta.rank()).for_each(|sum| *sum += u64::from(weight));
     }
 
-    /// The mean of what was added, each to the clip norm `clip_norm`; zeros if nothing was.
+    /// The mean of what was added, each to the clip norm `clip_norm`, of each rank component over those
+    /// that trained it; zeros of what nobody did.
     #[must_use]
-    pub fn mean(&self, clip_norm: f32) -> Vec<f32> {
-        self.over(self.weight, clip_norm)
+    pub fn mean(&self, layout: &Layout, clip_norm: f32) -> Vec<f32> {
+        let grid = f64::from(clip_norm) / f64::from(1u32 << GRID_BITS);
+        let unit = |weight: &u64| if *weight == 0 { 0.0 } else { grid / *weight as f64 };
+        let units: Vec<f64> = self.weights.iter().map(unit).collect();
+        let mut mean = vec![0.0; self.sums.len()];
+        for tensor in layout.tensors() {
+            let sums = self.sums[tensor.range()].iter().enumerate();
+            for (value, (index, sum)) in mean[tensor.range()].iter_mut().zip(sums) {
+                *value = (*sum as f64 * units[tensor.component(index)]) as f32;
+            }
+        }
+        mean
     }
 
     /// What was added, each to the clip norm `clip_norm`, divided by `divisor`; zeros if nothing was.
@@ -84,8 +103,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::combine::tests::{clipped as delta, pair_layout, values};
     use crate::coordinator::tests::{layout, payload};
-    use crate::mode::{BufferedConfig, Mode, staleness_weight};
+    use crate::mode::{BufferedConfig, staleness_weight};
 
     fn clipped(value: impl Fn(usize) -> f32, clip_norm: f32) -> ClippedDelta {
         ClippedDelta::decode(&payload(value), &layout(), clip_norm).unwrap()
@@ -93,33 +113,67 @@ mod tests {
 
     #[test]
     fn mean_weighs_by_examples() {
-        let mut mean = WeightedMean::new(layout().len());
+        let mut mean = WeightedMean::new(&layout());
         mean.add(&clipped(|_| 0.1, 100.0), 1);
         mean.add(&clipped(|_| 0.5, 100.0), 3);
         assert_eq!(mean.weight(), 4);
-        assert!(mean.mean(100.0).iter().all(|value| (value - 0.4).abs() < 1e-6));
-        assert_eq!(WeightedMean::new(2).mean(1.0), [0.0, 0.0]);
+        assert!(mean.mean(&layout(), 100.0).iter().all(|value| (value - 0.4).abs() < 1e-6));
+        let nothing = WeightedMean::new(&layout()).mean(&layout(), 1.0);
+        assert_eq!(nothing, vec![0.0; layout().len()]);
     }
 
     /// FedBuff, algorithm 1: three updates that are 0, 3 and 8 versions behind, of a buffer of 3.
     #[test]
     fn a_buffer_is_divided_by_its_size_and_not_by_its_weights() {
-        let mode = Mode::Buffered(BufferedConfig { buffer: 3, ..BufferedConfig::default() });
-        let mut sum = WeightedMean::new(layout().len());
+        let mode = BufferedConfig { buffer: 3, ..BufferedConfig::default() };
+        let mut sum = WeightedMean::new(&layout());
         for (value, staleness) in [(0.1, 0), (0.2, 3), (0.3, 8)] {
             sum.add(&clipped(|_| value, 100.0), staleness_weight(staleness));
         }
         let want = (0.1 + 0.2 / 2.0 + 0.3 / 3.0) / 3.0;
-        let got = sum.over(mode.divisor(sum.weight()), 100.0);
+        let got = sum.over(mode.divisor(), 100.0);
         assert!(got.iter().all(|value| (value - want).abs() < 1e-6), "{got:?}");
-        assert_eq!(sum.over(Mode::Synchronous.divisor(sum.weight()), 100.0), sum.mean(100.0));
+        assert_eq!(sum.over(sum.weight(), 100.0), sum.mean(&layout(), 100.0));
+    }
+
+    /// Block `lora_aggregation` of ../shared/vectors, `hetero`: ranks 1, 2 and 2, weights 1/8, 3/8 and
+    /// 1/2; `rankpart_A` and `rankpart_B`, and not what zero-padding gives.
+    #[test]
+    fn each_component_is_the_mean_of_those_that_trained_it() {
+        let layout = pair_layout();
+        let mut mean = WeightedMean::new(&layout);
+        for (client, weight) in [(0, 1), (1, 3), (2, 4)] {
+            let (mut a, mut b) = values::CLIENTS[client];
+            if client == 0 {
+                a[1].fill(0.0);
+                b.iter_mut().for_each(|row| row[1] = 0.0);
+            }
+            let delta = delta(&layout, 64.0, &values::flat(a, b));
+            assert_eq!(delta.rank(), if client == 0 { 1 } else { 2 });
+            mean.add(&delta, weight);
+        }
+        let want_a = [
+            [-0.375, 0.875, 2.125, 0.25],
+            [1.5714285714285714, 0.0, 0.5714285714285714, 0.8571428571428571],
+        ];
+        let want_b = [
+            [0.875, -0.14285714285714285],
+            [0.125, 1.1428571428571428],
+            [0.625, 0.8571428571428571],
+        ];
+        let want: Vec<f64> = [want_a.as_flattened(), want_b.as_flattened()].concat();
+        for (got, want) in mean.mean(&layout, 64.0).iter().zip(&want) {
+            assert!((f64::from(*got) - want).abs() < 1e-6, "{got} is not {want}");
+        }
+        assert_eq!(mean.weight(), 8);
     }
 
     #[test]
     fn one_client_moves_the_mean_by_the_clip_norm_at_most() {
-        let mut mean = WeightedMean::new(layout().len());
+        let mut mean = WeightedMean::new(&layout());
         mean.add(&clipped(|_| 1e30, 0.5), 7);
-        let norm = mean.mean(0.5).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let norm =
+            mean.mean(&layout(), 0.5).iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         assert!((norm - 0.5).abs() < 1e-6, "{norm}");
     }
 
@@ -146,7 +200,7 @@ mod tests {
             rotation in 0usize..8,
         ) {
             let sum = |parts: &[(f32, u32)]| {
-                let mut mean = WeightedMean::new(layout().len());
+                let mut mean = WeightedMean::new(&layout());
                 for (scale, weight) in parts {
                     mean.add(&clipped(|i| scale * (i as f32).sin(), 2.0), *weight);
                 }

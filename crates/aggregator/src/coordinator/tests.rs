@@ -1,9 +1,11 @@
+use std::ops::Range;
 use std::time::Duration;
 
 use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule;
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
+use floret_core::scope::Freeze;
 use floret_core::{LoraConfig, ModelConfig, Payload, Receipt, Seed, Version};
 
 use super::*;
@@ -441,6 +443,7 @@ fn forbidden_settings_are_named() {
         let server_optimizer = ServerOptimizer { adaptive: Some(rule), ..sgd };
         RunConfig { aggregation: Aggregation { server_optimizer, ..aggregation }, ..config() }
     };
+    let trains = |training| RunConfig { training, ..config() };
     let robust = |rule| {
         let aggregation = Aggregation { combine: Some(rule), ..aggregation };
         RunConfig { cohort: CohortConfig { quorum: 3, ..cohort }, aggregation, ..config() }
@@ -504,6 +507,44 @@ fn forbidden_settings_are_named() {
             },
             "run.mode is buffered",
         ),
+        (
+            RunConfig {
+                mode: Mode::Buffered(BufferedConfig::default()),
+                ..trains(TrainingConfig { freeze: Freeze::Alternate, ..TrainingConfig::default() })
+            },
+            "training.freeze",
+        ),
+        (
+            RunConfig {
+                aggregation: Aggregation { measure_residual: true, ..aggregation },
+                ..trains(TrainingConfig { nested_ranks: true, ..TrainingConfig::default() })
+            },
+            "training.nested_ranks",
+        ),
+        (
+            RunConfig {
+                compression: "sparse5%".parse().unwrap(),
+                ..trains(TrainingConfig { nested_ranks: true, ..TrainingConfig::default() })
+            },
+            "run.compression is \"sparse5%\"",
+        ),
+        (
+            RunConfig {
+                compression: "bits1".parse().unwrap(),
+                ..trains(TrainingConfig { freeze: Freeze::A, ..TrainingConfig::default() })
+            },
+            "run.compression is \"bits1\"",
+        ),
+        (
+            RunConfig {
+                aggregation: Aggregation {
+                    download_compression: "bits4".parse().unwrap(),
+                    ..aggregation
+                },
+                ..trains(TrainingConfig { freeze: Freeze::A, ..TrainingConfig::default() })
+            },
+            "aggregation.download_compression is \"bits4\"",
+        ),
     ];
     let buffered = |buffered| RunConfig { mode: Mode::Buffered(buffered), ..config() };
     let good = BufferedConfig::default();
@@ -537,6 +578,32 @@ fn a_robust_rule_reads_the_updates_of_the_round_again() {
     assert!(moved.into_iter().all(|change| (change - 0.01).abs() < 1e-6));
     let Some(Record::RoundCommitted { summary, .. }) = run.records.last() else { panic!() };
     assert!(summary.residual.is_some_and(|residual| residual.norm > 0.0), "{summary:?}");
+}
+
+/// B trains in the first round and A in the second: what changes the other factor is refused, and the
+/// momentum of a factor waits until its turn.
+#[test]
+fn factors_take_turns() {
+    let training = TrainingConfig { freeze: Freeze::Alternate, ..TrainingConfig::default() };
+    let server_optimizer = ServerOptimizer { momentum: 0.9, ..ServerOptimizer::default() };
+    let aggregation = Aggregation { server_optimizer, ..config().aggregation };
+    let mut run = Run::new(RunConfig { training, aggregation, ..config() });
+    run.gather();
+    let [a, b] = layout().pairs().next().unwrap().clone().map(|tensor| tensor.range());
+    let part =
+        |places: &Range<usize>| payload(|place| if places.contains(&place) { 0.01 } else { 0.0 });
+    for (round, trains, stays) in [(1, &b, &a), (2, &a, &b)] {
+        let before = run.coordinator.state().adapter.clone();
+        assert_eq!(code(run.report("c", round, part(stays))), "frozen-factor");
+        run.report("a", round, part(trains)).unwrap();
+        run.report("b", round, part(trains)).unwrap();
+        let after = run.coordinator.state().adapter.values();
+        assert_eq!(after[stays.clone()], before.values()[stays.clone()]);
+        let moved = trains.clone().map(|place| after[place] - before.values()[place]);
+        assert!(moved.into_iter().all(|change| (change - 0.01).abs() < 1e-6));
+        run.now = run.now.after(run.coordinator.config().timing.retry_max);
+        run.gather();
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! How a report is decided on once it is known that it is awaited.
 
-use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time};
+use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time, Version};
 
 use crate::clipped::Admitted;
 use crate::config::RunConfig;
@@ -20,11 +20,19 @@ pub(crate) fn answer(reply: Result<Reply, Rejection>) -> Step {
     Step { records: Vec::new(), reply }
 }
 
+/// What updates are held against.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms<'a> {
+    pub(crate) config: &'a RunConfig,
+    pub(crate) layout: &'a Layout,
+    /// The version that work starts from; where work may start from several, they freeze the same.
+    pub(crate) version: Version,
+}
+
 /// Decides on an awaited update, which counts with `weight` if it is sound. A refusal of what the
 /// update says is a fact of the round.
 pub(crate) fn decide(
-    config: &RunConfig,
-    layout: &Layout,
+    terms: Terms<'_>,
     client: &ClientId,
     update: ClientUpdate,
     payload_digest: Digest,
@@ -32,7 +40,7 @@ pub(crate) fn decide(
 ) -> Step {
     let (round, num_examples) = (update.round, update.num_examples);
     let payload_bytes = update.payload.bytes().len() as u64;
-    match admit(config, layout, update) {
+    match admit(terms, update) {
         Ok(update) => {
             let receipt = Receipt { round, payload_digest, payload_bytes, num_examples, weight };
             let (client, told) = (client.clone(), receipt.clone());
@@ -59,9 +67,14 @@ pub(crate) fn repeat(receipt: &Receipt, payload_digest: Digest, round: Round) ->
     })
 }
 
-fn admit(config: &RunConfig, layout: &Layout, update: ClientUpdate) -> Result<Admitted, Rejection> {
+fn admit(terms: Terms<'_>, update: ClientUpdate) -> Result<Admitted, Rejection> {
+    let Terms { config, layout, version } = terms;
     if update.num_examples == 0 {
         return Err(Rejection::ZeroExamples);
     }
-    Ok(Admitted::new(update.payload, layout, config.aggregation.clip_norm)?)
+    let update = Admitted::new(update.payload, layout, config.aggregation.clip_norm)?;
+    match config.scope(version).holds(layout, update.delta().values()) {
+        true => Ok(update),
+        false => Err(Rejection::FrozenFactor),
+    }
 }

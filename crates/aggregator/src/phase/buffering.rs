@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time, Version};
 
-use super::admission::{Standing, answer, decide, refuse, repeat};
+use super::admission::{Standing, Terms, answer, decide, refuse, repeat};
 use super::{Closing, OpenRound, Tally, Verdict};
 use crate::clipped::Admitted;
 use crate::combine::WeightedMean;
@@ -68,7 +68,7 @@ impl Buffering {
             selected: BTreeSet::new(),
             counted: BTreeMap::new(),
             lost: BTreeMap::new(),
-            sum: WeightedMean::new(layout.len()),
+            sum: WeightedMean::new(layout),
             quiet_since: at,
         }
     }
@@ -122,21 +122,20 @@ impl Buffering {
     /// Decides on an update; `None` if this round knows nothing of its assignment.
     pub(crate) fn report(
         &self,
-        config: &RunConfig,
-        layout: &Layout,
+        terms: Terms<'_>,
         client: &ClientId,
         update: ClientUpdate,
         payload_digest: Digest,
     ) -> Option<Step> {
         let round = update.round;
-        Some(match self.standing(config, client, round) {
+        Some(match self.standing(terms.config, client, round) {
             // A fact of the round: the assignment is given up.
             Err(rejection @ Rejection::TooStale { .. }) => refuse(client, rejection),
             Err(rejection) => answer(Err(rejection)),
             Ok(Some(Standing::Counted(receipt))) => repeat(receipt, payload_digest, round),
             Ok(Some(Standing::Awaited(_))) => {
                 let weight = staleness_weight(self.staleness(self.outstanding.get(client)?));
-                decide(config, layout, client, update, payload_digest, weight)
+                decide(terms, client, update, payload_digest, weight)
             }
             Ok(None) => return None,
         })
@@ -270,8 +269,8 @@ impl OpenRound for Buffering {
         })
     }
 
-    fn mean(&self, config: &RunConfig) -> Vec<f32> {
-        self.sum.over(config.mode.divisor(self.sum.weight()), config.aggregation.clip_norm)
+    fn mean(&self, config: &RunConfig, _: &Layout) -> Vec<f32> {
+        self.sum.over(self.limits.divisor(), config.aggregation.clip_norm)
     }
 
     fn counted(&self) -> Vec<(&ClientId, &Receipt)> {

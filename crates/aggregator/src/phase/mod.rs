@@ -13,7 +13,7 @@ pub(crate) mod selecting;
 pub(crate) mod training;
 
 use buffering::Buffering;
-use floret_core::{ClientId, Digest, Receipt, Round, Time, Version};
+use floret_core::{ClientId, Digest, Layout, Receipt, Round, Time, Version};
 use selecting::Selecting;
 use training::Training;
 
@@ -52,7 +52,7 @@ pub(crate) trait OpenRound {
     fn verdict(&self, config: &RunConfig, now: Time) -> Option<Verdict>;
 
     /// The sum of the updates that count, for the linear rule.
-    fn mean(&self, config: &RunConfig) -> Vec<f32>;
+    fn mean(&self, config: &RunConfig, layout: &Layout) -> Vec<f32>;
 
     /// The updates that count, in ClientId order.
     fn counted(&self) -> Vec<(&ClientId, &Receipt)>;

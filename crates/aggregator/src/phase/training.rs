@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time};
 
-use super::admission::{Standing, answer, decide, repeat};
+use super::admission::{Standing, Terms, answer, decide, repeat};
 use super::{Closing, OpenRound, Tally, Verdict};
 use crate::clipped::Admitted;
 use crate::combine::WeightedMean;
@@ -49,7 +49,7 @@ impl Training {
             closes_at: at.after(config.timing.report_deadline),
             tally: Tally { awaited: cohort.len(), ..Tally::default() },
             cohort: cohort.iter().map(|client| (client.clone(), Member::Assigned)).collect(),
-            mean: WeightedMean::new(layout.len()),
+            mean: WeightedMean::new(layout),
         }
     }
 
@@ -79,8 +79,7 @@ impl Training {
     /// client out of it.
     pub(crate) fn report(
         &self,
-        config: &RunConfig,
-        layout: &Layout,
+        terms: Terms<'_>,
         client: &ClientId,
         update: ClientUpdate,
         payload_digest: Digest,
@@ -89,8 +88,8 @@ impl Training {
             Err(rejection) => answer(Err(rejection)),
             Ok(Standing::Counted(receipt)) => repeat(receipt, payload_digest, self.round),
             Ok(Standing::Awaited(_)) => {
-                let weight = config.aggregation.weight(update.num_examples);
-                decide(config, layout, client, update, payload_digest, weight)
+                let weight = terms.config.aggregation.weight(update.num_examples);
+                decide(terms, client, update, payload_digest, weight)
             }
         }
     }
@@ -178,8 +177,8 @@ impl OpenRound for Training {
         }
     }
 
-    fn mean(&self, config: &RunConfig) -> Vec<f32> {
-        self.mean.mean(config.aggregation.clip_norm)
+    fn mean(&self, config: &RunConfig, layout: &Layout) -> Vec<f32> {
+        self.mean.mean(layout, config.aggregation.clip_norm)
     }
 
     fn counted(&self) -> Vec<(&ClientId, &Receipt)> {

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
 
 use super::InvalidPayload;
-use crate::layout::{Factor, Layout, TensorSpec};
+use crate::layout::{Layout, TensorSpec};
 use crate::seed::uniform_f32;
 
 const ZSTD_LEVEL: i32 = 3;
@@ -22,7 +22,7 @@ pub(super) fn encode(layout: &Layout, delta: &[f32], rng: &mut ChaCha20Rng, out:
         let scales = scales(tensor, values);
         out.extend(scales.iter().flat_map(|scale| scale.to_le_bytes()));
         for (index, value) in values.iter().enumerate() {
-            let scale = scales[component(tensor, index)];
+            let scale = scales[tensor.component(index)];
             let rounded = round(*value, scale, rng);
             steps.push(rounded.cast_unsigned());
         }
@@ -47,25 +47,17 @@ pub(super) fn decode(layout: &Layout, body: &[u8]) -> Result<Vec<f32>, InvalidPa
         let steps = steps[tensor.range()].iter().enumerate();
         delta.extend(steps.map(|(index, step)| {
             // 127 times the rounded scale of f32::MAX would overflow.
-            let value = f32::from(step.cast_signed()) * scales[component(tensor, index)];
+            let value = f32::from(step.cast_signed()) * scales[tensor.component(index)];
             value.clamp(f32::MIN, f32::MAX)
         }));
     }
     Ok(delta)
 }
 
-/// The rank component of the element at `index` of a tensor, row-major.
-fn component(tensor: &TensorSpec, index: usize) -> usize {
-    match tensor.factor {
-        Factor::A => index / tensor.shape[1],
-        Factor::B => index % tensor.shape[1],
-    }
-}
-
 fn scales(tensor: &TensorSpec, values: &[f32]) -> Vec<f32> {
     let mut largest = vec![0.0f32; tensor.rank()];
     for (index, value) in values.iter().enumerate() {
-        let slot = &mut largest[component(tensor, index)];
+        let slot = &mut largest[tensor.component(index)];
         *slot = slot.max(value.abs());
     }
     largest.into_iter().map(|largest| largest / STEPS).collect()

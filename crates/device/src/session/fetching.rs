@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use floret_core::{Adapter, ClientId, Layout, Plan, Time};
+use floret_core::{Adapter, ClientId, Layout, Plan, Scope, Time};
 
 use super::{Action, Fault, Record};
 use crate::trainer::TrainingTask;
@@ -11,6 +11,7 @@ use crate::trainer::TrainingTask;
 pub(super) struct Fetching {
     pub(super) plan: Box<Plan>,
     pub(super) layout: Arc<Layout>,
+    pub(super) scope: Scope,
     pub(super) deadline: Time,
 }
 
@@ -28,7 +29,7 @@ impl Fetching {
         if want != got {
             return Err(Fault::WrongAdapter { want, got });
         }
-        let plan = (*self.plan).clone();
-        Ok(Record::Ready(Arc::new(TrainingTask { client: client.clone(), plan, adapter })))
+        let (client, plan, scope) = (client.clone(), (*self.plan).clone(), self.scope);
+        Ok(Record::Ready(Arc::new(TrainingTask { client, plan, adapter, scope })))
     }
 }

@@ -20,9 +20,9 @@ impl Idle {
 
 pub(super) fn assigned(now: Time, plan: Box<Plan>, model: &LocalModel, limits: &Limits) -> Record {
     match check_plan(&plan, model, limits) {
-        Ok(layout) => {
+        Ok((layout, scope)) => {
             let deadline = now.after(plan.report_within);
-            Record::Accepted { plan, layout, deadline }
+            Record::Accepted { plan, layout, scope, deadline }
         }
         Err(refusal) => Record::Declined { round: plan.round, reason: refusal.to_string() },
     }

@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use floret_core::{
-    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, RunId, SignedReceipt, Time,
-    Version,
+    Adapter, ClientId, ClientUpdate, Digest, Layout, Plan, Round, RunId, Scope, SignedReceipt,
+    Time, Version,
 };
 
 use crate::limits::{Limits, LocalModel};
@@ -121,6 +121,8 @@ pub enum Record {
         plan: Box<Plan>,
         /// Layout of its adapter.
         layout: Arc<Layout>,
+        /// What of it trains.
+        scope: Scope,
         /// When it expires.
         deadline: Time,
     },
@@ -309,8 +311,8 @@ impl Session {
                 return;
             }
             Record::Waiting(until) => Phase::Idle(idle::Idle { until }),
-            Record::Accepted { plan, layout, deadline } => {
-                Phase::Fetching(Fetching { plan, layout, deadline })
+            Record::Accepted { plan, layout, scope, deadline } => {
+                Phase::Fetching(Fetching { plan, layout, scope, deadline })
             }
             Record::Ready(task) => Phase::Training(training::Training { task, deadline }),
             Record::Encoded(update) => Phase::Reporting(reporting::Reporting { update }),

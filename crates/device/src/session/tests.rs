@@ -1,12 +1,15 @@
 use std::time::Duration;
 
 use floret_core::base::BaseDigests;
+use floret_core::layout::Factor;
 use floret_core::lora::TargetModule;
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
+use floret_core::scope::Freeze;
 use floret_core::{LoraConfig, ModelConfig, Receipt, Seed, SigningKey};
 
 use super::*;
+use crate::pipeline::encode_update;
 
 fn model() -> LocalModel {
     let config = ModelConfig::from_json(
@@ -229,4 +232,33 @@ fn training_that_ends_after_the_deadline_is_not_lost() {
     advance(&mut session, Time(0), Input::Fetched(adapter()));
     advance(&mut session, Time(70_000), Input::Trained(Ok(outcome(0.5))));
     assert!(matches!(session.next_action(Time(70_000)), Action::Report(_)));
+}
+
+/// A device of rank 1 in a run of rank 2 trains the first component, if the plan permits that, and a
+/// frozen factor must stay as it is.
+#[test]
+fn what_trains_follows_from_the_plan_and_the_limits() {
+    let limits = Limits { max_rank: 1, ..Limits::default() };
+    let mut session = Session::new("phone".parse().unwrap(), model(), limits);
+    assign(&mut session, plan());
+    assert!(matches!(session.next_action(Time(0)), Action::Decline { .. }));
+    advance(&mut session, Time(0), Input::DeclineNoted);
+    let training =
+        TrainingConfig { nested_ranks: true, freeze: Freeze::A, ..TrainingConfig::default() };
+    assign(&mut session, Plan { training, ..plan() });
+    advance(&mut session, Time(0), Input::Fetched(adapter()));
+    let Action::Train(task) = session.next_action(Time(0)) else { panic!("no work") };
+    assert_eq!(task.scope, Scope { frozen: Some(Factor::A), rank: 1 });
+    let mut values = adapter().values().to_vec();
+    let b = adapter().layout().tensors()[1].clone();
+    // The first column of B [8, 2], then its last value.
+    b.range().step_by(2).for_each(|place| values[place] += 0.5);
+    let outcome = |values: &[f32]| {
+        let values = values.to_vec();
+        TrainingOutcome { values, num_examples: 5, tokens: 100, last_loss: 1.0 }
+    };
+    assert!(encode_update(&task, &outcome(&values)).is_ok());
+    values[b.range().end - 1] += 0.5;
+    let error = encode_update(&task, &outcome(&values)).unwrap_err().to_string();
+    assert!(error.contains("leaves as they are"), "{error}");
 }

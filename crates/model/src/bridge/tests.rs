@@ -4,7 +4,7 @@ use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule::{DownProj, QProj, VProj};
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
-use floret_core::{Digest, Round, Seed, Version};
+use floret_core::{Digest, Round, Scope, Seed, Version};
 
 use super::*;
 use crate::data::Example;
@@ -49,7 +49,8 @@ fn task_and_trainer(options: TrainerOptions) -> (TrainingTask, LocalTrainer) {
     let data = LocalData::new(&examples, 0.1, &tokenizer, &config).unwrap();
     let mut trainer = LocalTrainer::new(Arc::new(plain_model(&config, 2)), options).unwrap();
     trainer.insert(client.clone(), data);
-    (TrainingTask { client, plan, adapter }, trainer)
+    let scope = Scope { frozen: None, rank: plan.lora.rank };
+    (TrainingTask { client, plan, adapter, scope }, trainer)
 }
 
 #[test]

@@ -1,3 +1,4 @@
+use floret_core::layout::Factor;
 use floret_core::lora::TargetModule;
 use floret_core::lora::TargetModule::{DownProj, KProj, QProj, VProj};
 
@@ -171,4 +172,73 @@ fn what_cannot_be_trained_is_told() {
 
     let huge = Adapter::new(good.layout().clone(), vec![1e30; good.values().len()]).unwrap();
     assert_eq!(new(&huge, &few), Err(TrainError::Diverged { step: 1 }));
+}
+
+/// What a scope leaves out keeps its bits, with weight decay too; what is in it trains.
+#[test]
+fn a_scope_trains_its_part_alone() {
+    let (config, settings) = (config(), settings(3, &[QProj, VProj, DownProj]));
+    let model = plain_model(&config, 1);
+    let adapter = adapter(&config, &settings, 3);
+    let sequences = sequences(&config, 3, 9, 5);
+    let training = TrainingConfig { weight_decay: 0.1, ..TrainingConfig::default() };
+    for (frozen, rank) in
+        [(None, 3), (None, 1), (Some(Factor::A), 3), (Some(Factor::B), 2), (Some(Factor::A), 1)]
+    {
+        let scope = Scope { frozen, rank };
+        let seed = Seed::from_number(4);
+        let start = (&settings, &adapter);
+        let mut training =
+            Training::new(&model, start, &sequences, &training, &seed).unwrap().with_scope(&scope);
+        for _ in 0..3 {
+            training.step().unwrap();
+        }
+        let after = training.finish().values;
+        let mut inside = vec![true; after.len()];
+        scope.outside(adapter.layout()).into_iter().for_each(|places| inside[places].fill(false));
+        for (place, (after, before)) in after.iter().zip(adapter.values()).enumerate() {
+            let moved = after.to_bits() != before.to_bits();
+            assert_eq!(moved, inside[place], "{scope:?}, place {place}: {before} {after}");
+        }
+    }
+}
+
+/// The gradient of the proximal term by finite differences, and what it is for: training that is pulled
+/// back ends nearer to where it began.
+#[test]
+fn a_proximal_term_pulls_training_back() {
+    let (start, values) = (random(9, 1.0, 1), random(9, 1.0, 2));
+    let term = |values: &[f32]| -> f64 {
+        let squares = values.iter().zip(&start).map(|(x, y)| f64::from(x - y).powi(2));
+        0.3 / 2.0 * squares.sum::<f64>()
+    };
+    let mut gradient = vec![0.0; 9];
+    pull_back(&mut gradient, &values, &start, 0.3);
+    for (place, slope) in gradient.iter().enumerate() {
+        let moved = |step: f32| {
+            let mut values = values.clone();
+            values[place] += step;
+            term(&values)
+        };
+        let difference = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+        assert!((f64::from(*slope) - difference).abs() < 1e-4, "{slope} {difference}");
+    }
+
+    let (config, settings) = (config(), settings(2, &[QProj, VProj]));
+    let model = plain_model(&config, 1);
+    let adapter = adapter(&config, &settings, 3);
+    let sequences = sequences(&config, 3, 9, 5);
+    let distance = |proximal: f32| {
+        let training = TrainingConfig { proximal, ..TrainingConfig::default() };
+        let (start, seed) = ((&settings, &adapter), Seed::from_number(4));
+        let mut training = Training::new(&model, start, &sequences, &training, &seed).unwrap();
+        for _ in 0..10 {
+            training.step().unwrap();
+        }
+        let after = training.finish().values;
+        let squares = after.iter().zip(adapter.values()).map(|(x, y)| f64::from(x - y).powi(2));
+        squares.sum::<f64>().sqrt()
+    };
+    let distances = [0.0, 10.0, 1000.0].map(distance);
+    assert!(distances.is_sorted_by(|x, y| x > y), "{distances:?}");
 }

@@ -1,0 +1,85 @@
+//! Strategies in whole runs.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use floret_aggregator::config::CohortConfig;
+use floret_aggregator::{Coordinator, RunConfig, RunState};
+use floret_core::scope::Freeze;
+use floret_core::{Layout, Seed};
+use floret_device::{Limits, Session};
+use floret_simulation::{Behaviour, Ending, ToyTrainer, World};
+use support::model;
+
+const DEVICES: u32 = 6;
+
+fn everyone() -> RunConfig {
+    let size = DEVICES;
+    support::config(CohortConfig { size, over_selection: 1.0, quorum: size, min_population: 0 })
+}
+
+/// Runs with devices whose ranks are those of `max_ranks`, in turn.
+fn simulate(config: RunConfig, max_ranks: &[usize], seed: u64) -> Ending {
+    let layout = Arc::new(Layout::new(&model().config, &config.lora).unwrap());
+    let state = RunState::first(&config, Arc::clone(&layout));
+    let coordinator = Coordinator::new(config, layout, state).unwrap();
+    let session = |(index, max_rank): (u32, &usize)| {
+        let limits = Limits { max_rank: *max_rank, ..Limits::default() };
+        Session::new(format!("device-{index}").parse().unwrap(), model(), limits)
+    };
+    let sessions = (0..DEVICES).zip(max_ranks.iter().cycle()).map(session).collect();
+    let seed = Seed::from_number(seed);
+    let world = World::new(coordinator, sessions, ToyTrainer, Behaviour::default(), &seed);
+    let ending = world.run(Duration::from_secs(24 * 3600)).unwrap();
+    assert!(ending.coordinator.state().end.as_ref().unwrap().completed);
+    ending
+}
+
+#[test]
+fn devices_of_lower_rank_train_their_components_and_the_order_changes_no_bit() {
+    let mut config = everyone();
+    config.training.nested_ranks = true;
+    let values = |max_ranks: &[usize], seed| {
+        let ending = simulate(config.clone(), max_ranks, seed);
+        let updates = ending.coordinator.state().totals.updates_accepted;
+        assert_eq!(updates, u64::from(DEVICES * config.rounds));
+        ending.coordinator.state().adapter.values().to_vec()
+    };
+    let mixed = values(&[1, 2], 1);
+    for seed in 2..6 {
+        assert_eq!(values(&[1, 2], seed), mixed, "seed {seed}");
+    }
+    // Nobody trains what lies beyond the rank of all; equal ranks beyond the run's are the run's.
+    let layout = Layout::new(&model().config, &config.lora).unwrap();
+    let first = RunState::first(&config, Arc::new(layout.clone())).adapter;
+    let low = values(&[1], 1);
+    for tensor in layout.tensors() {
+        for (index, place) in tensor.range().enumerate() {
+            let moved = low[place] != first.values()[place];
+            assert_eq!(moved, tensor.component(index) == 0, "{} at {index}", tensor.name);
+        }
+    }
+    assert_eq!(values(&[2, 64], 1), values(&[2], 1));
+    assert_ne!(mixed, values(&[2], 1));
+}
+
+#[test]
+fn a_frozen_factor_leaves_no_residual() {
+    for freeze in [Freeze::None, Freeze::A, Freeze::Alternate] {
+        let mut config = everyone();
+        config.training.freeze = freeze;
+        config.aggregation.measure_residual = true;
+        let ending = simulate(config, &[2], 1);
+        for round in &ending.rounds {
+            let residual = round.residual.unwrap();
+            match freeze {
+                Freeze::None => assert!(residual.relative > 1e-3, "{residual:?}"),
+                Freeze::A | Freeze::Alternate => assert_eq!(residual.norm, 0.0, "{freeze:?}"),
+            }
+        }
+    }
+}
