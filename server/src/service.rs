@@ -56,7 +56,7 @@ pub(crate) struct Service {
     /// For transfers.
     pub(crate) patience: Patience,
     /// How updates and steps of the adapter are encoded: devices must speak both.
-    pub(crate) compressions: [Compression; 2],
+    pub(crate) compressions: Vec<Compression>,
     /// Largest payload of the run's layout, in bytes.
     pub(crate) payload_max: usize,
 }

@@ -129,7 +129,7 @@ fn a_buffered_run_that_crashes_at_any_operation_loses_and_doubles_nothing() {
         keep_versions: rounds as usize + 1,
         ..Durable::new(buffered(3, 5, rounds), DEVICES)
     };
-    let behaviour = Behaviour { straggler: 0.2, ..Behaviour::default() };
+    let behaviour = Behaviour { straggler: 0.4, ..Behaviour::default() };
     let reference = start();
     let ending = reference.run(behaviour, 7);
     // Before the check, which reads the disk too.

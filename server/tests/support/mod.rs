@@ -133,7 +133,9 @@ pub fn hello(compression: v1::Compression) -> v1::CheckInRequest {
 pub async fn work(client: &mut Client) -> Option<Plan> {
     use v1::check_in_response::Answer;
     loop {
-        let answer = client.check_in(hello(v1::Compression::None)).await.unwrap().into_inner();
+        let mut request = hello(v1::Compression::None);
+        request.compressions.push(v1::Compression::Int8.into());
+        let answer = client.check_in(request).await.unwrap().into_inner();
         match answer.answer.unwrap() {
             Answer::Plan(plan) => return Some(plan.try_into().unwrap()),
             Answer::Retry(window) => {
