@@ -106,6 +106,8 @@ pub struct RunSection {
     pub mode: ModeName,
     /// How devices encode their deltas.
     pub compression: Compression,
+    /// What devices keep of what their encodings left out.
+    pub error_feedback: f32,
     /// Rounds whose updates are kept after they closed.
     pub retain_updates_rounds: u32,
     /// A fixed seed; without, that of `secrets/run.seed`.
@@ -307,6 +309,7 @@ impl Config {
             lora: self.lora.clone(),
             training: self.training.clone(),
             compression: self.run.compression,
+            error_feedback: self.run.error_feedback,
             mode: match self.run.mode {
                 ModeName::Synchronous => Mode::Synchronous,
                 ModeName::Buffered => Mode::Buffered(self.buffered),

@@ -82,6 +82,10 @@ pub fn check_plan(
 ) -> Result<Arc<Layout>, Refusal> {
     let invalid = |error: &dyn std::error::Error| Refusal::Invalid(error.to_string());
     plan.training.validate().map_err(|error| invalid(&error))?;
+    if !(0.0..=1.0).contains(&plan.error_feedback) {
+        let problem = format!("its error feedback is {}: use 0 to 1", plan.error_feedback);
+        return Err(Refusal::Invalid(problem));
+    }
     same("base model", plan.base.base, model.digests.base)?;
     same("tokenizer", plan.base.tokenizer, model.digests.tokenizer)?;
     within("as LoRA rank", plan.lora.rank as u64, limits.max_rank as u64)?;
