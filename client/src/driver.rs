@@ -168,9 +168,9 @@ impl Device {
     /// # Errors
     /// The store cannot be read.
     pub fn with_store(mut self, mut store: DeviceStore) -> Result<Self, StoreError> {
-        let pending = store.load()?;
-        self.ask_first = pending.is_some();
-        self.session = self.session.with_pending(pending);
+        let kept = store.load()?;
+        self.ask_first = kept.pending.is_some();
+        self.session = self.session.with_kept(kept);
         self.store = Some(store);
         Ok(self)
     }
@@ -431,9 +431,9 @@ fn event(record: &Record) -> Option<Event> {
         Record::Accepted { plan, .. } => {
             Some(Event::Assigned { round: plan.round, version: plan.version })
         }
-        Record::Encoded(update) => {
-            let bytes = update.payload.bytes().len();
-            Some(Event::Reporting { round: update.round, bytes })
+        Record::Encoded(pending) => {
+            let bytes = pending.update.payload.bytes().len();
+            Some(Event::Reporting { round: pending.update.round, bytes })
         }
         Record::Declined { round, reason } => {
             Some(Event::NotCounted { round: *round, reason: format!("declined: {reason}") })

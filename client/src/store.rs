@@ -1,8 +1,8 @@
-//! What outlives a crash of the device: the update that the server has not answered yet, and the
-//! history of those that it has.
+//! What outlives a crash of the device: the update that the server has not answered yet, what updates
+//! left out (error feedback), and the history of those that are answered.
 //!
 //! ```text
-//! device.redb     the pending update, and the end of the history
+//! device.redb     the pending update, the residual, and the end of the history
 //! history.jsonl   what left this device: see [`crate::history`]
 //! ```
 
@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use floret_core::chain::Head;
-use floret_core::{ClientId, ClientUpdate, Digest, Payload, Round, RunId, Time, json};
+use floret_core::{ClientId, ClientUpdate, Digest, Payload, Round, RunId, Time, Version, json};
 use floret_device::session::{Outcome as Settled, Record};
+use floret_device::{Kept, Pending, Residual};
 use floret_store::lines::{Lines, Tail};
 use floret_store::{Disk, open_database};
 use redb::{Database, ReadableDatabase, TableDefinition};
@@ -21,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::history::{HISTORY, Outcome, Sent};
 
 const DATABASE: &str = "device.redb";
-/// `pending` (a [`Pending`]), `payload` (its bytes) and `history` (an [`End`]).
+/// `pending` (an [`Unanswered`]), `payload` (its bytes), `left` (what it leaves out), `residual` (a
+/// [`Left`]), `values` (those of the residual) and `history` (an [`End`]).
 const DEVICE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("device");
 
 /// State that cannot be used, or that cannot be saved.
@@ -43,14 +45,27 @@ pub enum StoreError {
 
 floret_store::from_redb!(StoreError);
 
-/// The update that is not answered yet; its payload stands beside.
+/// The update that is not answered yet; its payload stands beside, and the values that it leaves out.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Pending {
+struct Unanswered {
     run: RunId,
     round: Round,
     num_examples: u32,
     payload: Digest,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<Left>,
+}
+
+/// A residual; its values stand beside, as f32, little-endian.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Left {
+    run: RunId,
+    layout: Digest,
+    version: Version,
+    turn: u32,
+    values: Digest,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -69,7 +84,7 @@ pub struct DeviceStore {
     database: Database,
     history: Lines,
     head: Head,
-    pending: Option<Arc<ClientUpdate>>,
+    kept: Kept,
 }
 
 impl DeviceStore {
@@ -86,39 +101,51 @@ impl DeviceStore {
         let table = transaction.open_table(DEVICE)?;
         let row = |key| Ok::<_, StoreError>(table.get(key)?.map(|row| row.value().to_vec()));
         let end: End = parse(row("history")?, "an end of the history")?.unwrap_or_default();
-        let pending: Option<Pending> = parse(row("pending")?, "an update")?;
+        let pending: Option<Unanswered> = parse(row("pending")?, "an update")?;
         let pending = match (pending, row("payload")?) {
-            (Some(pending), Some(bytes)) => Some(Arc::new(restore(pending, bytes)?)),
+            (Some(pending), Some(bytes)) => Some(restore(pending, bytes, row("left")?)?),
             (None, _) => None,
             (Some(_), None) => return Err(StoreError::Damaged("an update without its payload")),
         };
+        let residual: Option<Left> = parse(row("residual")?, "a residual")?;
+        let residual = residual.map(|left| left.restore(row("values")?)).transpose()?;
+        let kept = Kept { pending, residual };
         drop((table, transaction));
         let history = Lines::open(&disk, HISTORY, end.tail)?;
-        Ok(Self { _disk: Box::new(disk), client, database, history, head: end.head, pending })
+        Ok(Self { _disk: Box::new(disk), client, database, history, head: end.head, kept })
     }
 
-    /// The update is encoded: it is kept before its first byte leaves.
-    fn keep(&mut self, update: &Arc<ClientUpdate>) -> Result<(), StoreError> {
-        let pending = Pending {
+    /// The update is encoded: it is kept before its first byte leaves, with what it leaves out.
+    fn keep(&mut self, pending: &Pending) -> Result<(), StoreError> {
+        let Pending { update, residual } = pending;
+        let left = residual.as_deref().map(Left::of);
+        let unanswered = Unanswered {
             run: update.run.clone(),
             round: update.round,
             num_examples: update.num_examples,
             payload: update.payload.digest(),
+            left: left.as_ref().map(|(left, _)| left.clone()),
         };
         let transaction = self.database.begin_write()?;
         {
             let mut table = transaction.open_table(DEVICE)?;
-            table.insert("pending", json::encode(&pending).as_slice())?;
+            table.insert("pending", json::encode(&unanswered).as_slice())?;
             table.insert("payload", update.payload.bytes())?;
+            if let Some((_, values)) = &left {
+                table.insert("left", values.as_slice())?;
+            }
         }
         transaction.commit()?;
-        self.pending = Some(Arc::clone(update));
+        self.kept.pending = Some(pending.clone());
         Ok(())
     }
 
-    /// The server has answered: the update goes into the history.
+    /// The server has answered: the update goes into the history. What it left out becomes the
+    /// residual if it counts, and is forgotten if not.
     fn settle(&mut self, outcome: Outcome) -> Result<(), StoreError> {
-        let Some(update) = &self.pending else { return Ok(()) };
+        let Some(Pending { update, residual }) = &self.kept.pending else { return Ok(()) };
+        let counts = matches!(outcome, Outcome::Counted { .. });
+        let residual = residual.clone().filter(|_| counts);
         let sent = Sent {
             entry: self.head.entries + 1,
             previous: self.head.digest,
@@ -138,12 +165,18 @@ impl DeviceStore {
         let transaction = self.database.begin_write()?;
         {
             let mut table = transaction.open_table(DEVICE)?;
-            table.remove("pending")?;
-            table.remove("payload")?;
+            for row in ["pending", "payload", "left"] {
+                table.remove(row)?;
+            }
+            if let Some((left, values)) = residual.as_deref().map(Left::of) {
+                table.insert("residual", json::encode(&left).as_slice())?;
+                table.insert("values", values.as_slice())?;
+            }
             table.insert("history", json::encode(&end).as_slice())?;
         }
         transaction.commit()?;
-        self.pending = None;
+        self.kept.pending = None;
+        self.kept.residual = residual.or_else(|| self.kept.residual.take());
         self.head = head;
         Ok(self.history.finish()?)
     }
@@ -155,7 +188,7 @@ impl floret_device::Store for DeviceStore {
     fn commit(&mut self, records: &[Record]) -> Result<(), StoreError> {
         for record in records {
             match record {
-                Record::Encoded(update) => self.keep(update)?,
+                Record::Encoded(pending) => self.keep(pending)?,
                 Record::Settled { outcome: Settled::Acknowledged(signed), .. } => {
                     let (weight, signature) = (signed.receipt.weight, signed.signature);
                     self.settle(Outcome::Counted { weight, signature })?;
@@ -175,18 +208,43 @@ impl floret_device::Store for DeviceStore {
         Ok(())
     }
 
-    fn load(&mut self) -> Result<Option<Arc<ClientUpdate>>, StoreError> {
-        Ok(self.pending.clone())
+    fn load(&mut self) -> Result<Kept, StoreError> {
+        Ok(self.kept.clone())
     }
 }
 
-fn restore(pending: Pending, bytes: Vec<u8>) -> Result<ClientUpdate, StoreError> {
-    let Pending { run, round, num_examples, payload: digest } = pending;
+fn restore(
+    unanswered: Unanswered,
+    bytes: Vec<u8>,
+    values: Option<Vec<u8>>,
+) -> Result<Pending, StoreError> {
+    let Unanswered { run, round, num_examples, payload: digest, left } = unanswered;
     let payload = Payload::from_bytes(bytes);
     if payload.digest() != digest {
         return Err(StoreError::Damaged("an update"));
     }
-    Ok(ClientUpdate { run, round, num_examples, payload })
+    let update = Arc::new(ClientUpdate { run, round, num_examples, payload });
+    let residual = left.map(|left| left.restore(values)).transpose()?;
+    Ok(Pending { update, residual })
+}
+
+impl Left {
+    /// The two rows of a residual.
+    fn of(residual: &Residual) -> (Self, Vec<u8>) {
+        let Residual { run, layout, version, turn, values } = residual;
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let (run, values) = (run.clone(), Digest::of(&bytes));
+        (Self { run, layout: *layout, version: *version, turn: *turn, values }, bytes)
+    }
+
+    fn restore(self, bytes: Option<Vec<u8>>) -> Result<Arc<Residual>, StoreError> {
+        let damaged = || StoreError::Damaged("a residual");
+        let bytes = bytes.filter(|bytes| Digest::of(bytes) == self.values).ok_or_else(damaged)?;
+        let words = bytes.as_chunks::<4>().0.iter();
+        let values = words.map(|word| f32::from_le_bytes(*word)).collect();
+        let Self { run, layout, version, turn, .. } = self;
+        Ok(Arc::new(Residual { run, layout, version, turn, values }))
+    }
 }
 
 fn now() -> Time {

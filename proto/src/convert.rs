@@ -119,6 +119,7 @@ impl From<Plan> for v1::Plan {
             report_within_ms: millis(plan.report_within),
             bits: bits(plan.compression),
             sparse: sparse(plan.compression),
+            error_feedback: plan.error_feedback,
         }
     }
 }
@@ -145,6 +146,7 @@ impl TryFrom<v1::Plan> for Plan {
             lora: lora.try_into()?,
             training: training.try_into()?,
             compression,
+            error_feedback: plan.error_feedback,
             clip_norm: plan.clip_norm,
             seed: Seed(seed),
             report_within: Duration::from_millis(plan.report_within_ms),
@@ -457,6 +459,7 @@ mod tests {
                 ..TrainingConfig::default()
             },
             compression: Compression::Int8,
+            error_feedback: 0.5,
             clip_norm: 0.5,
             seed: Seed::from_number(1),
             report_within: Duration::from_millis(12_345),

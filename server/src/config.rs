@@ -107,6 +107,8 @@ pub struct RunSection {
     pub mode: ModeName,
     /// How devices encode their deltas.
     pub compression: Compression,
+    /// What devices keep of what their encodings left out.
+    pub error_feedback: f32,
     /// Rounds whose updates are kept after they closed.
     pub retain_updates_rounds: u32,
     /// A fixed seed; without, that of `secrets/run.seed`.
@@ -285,6 +287,7 @@ impl Config {
             lora: self.lora.clone(),
             training: self.training.clone(),
             compression: self.run.compression,
+            error_feedback: self.run.error_feedback,
             mode: self.run.mode.with(self.buffered),
             cohort: self.cohort,
             timing: self.timing.timing(),

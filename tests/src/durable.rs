@@ -78,6 +78,7 @@ pub fn everyone(devices: u32, rounds: u32) -> RunConfig {
         },
         training: TrainingConfig { sequence_length: 64, ..TrainingConfig::default() },
         compression: Compression::Int8,
+        error_feedback: 0.95,
         mode: Mode::Synchronous,
         cohort: CohortConfig {
             size: devices,

@@ -8,6 +8,7 @@ use floret_aggregator::combine::Robust;
 use floret_aggregator::config::Aggregation;
 use floret_aggregator::server_optimizer::{Adaptive, ServerOptimizer};
 use floret_core::Digest;
+use floret_device::Store as _;
 use floret_simulation::{Behaviour, Ending};
 use floret_store::{Fault, SimulatedDisk};
 use floret_tests::durable::{Accounts, Durable, buffered, everyone};
@@ -17,6 +18,25 @@ const ROUNDS: u32 = 3;
 
 fn small() -> Durable {
     Durable::new(everyone(DEVICES as u32, ROUNDS), DEVICES)
+}
+
+/// The same with much left out of each update, which devices carry to the next.
+fn lossy() -> Durable {
+    Durable::new(with_feedback(everyone(DEVICES as u32, ROUNDS)), DEVICES)
+}
+
+fn with_feedback(config: RunConfig) -> RunConfig {
+    RunConfig { compression: "bits1/2".parse().unwrap(), ..config }
+}
+
+/// Rounds that the residual of a device has come through, by its version and by its turn.
+fn residual(durable: &Durable, device: usize) -> Option<(u64, u32)> {
+    let (disk, name) = (durable.device_disks[device].clone(), format!("device-{device}"));
+    disk.reboot();
+    let mut store = floret_client::DeviceStore::open(disk, name.parse().unwrap()).unwrap();
+    let kept = store.load().unwrap();
+    assert!(kept.pending.is_none(), "{kept:?}");
+    kept.residual.map(|residual| (residual.version.0, residual.turn))
 }
 
 fn adapter(ending: &Ending) -> Digest {
@@ -33,19 +53,22 @@ fn check(durable: &Durable, ending: &Ending, want: Digest, what: &str) {
 }
 
 /// Runs once for each operation of the chosen disk and each kind of fault.
-fn enumerate(disk_of: fn(&Durable) -> &SimulatedDisk) -> (u64, u64) {
-    let reference = small();
+fn enumerate(start: fn() -> Durable, disk_of: fn(&Durable) -> &SimulatedDisk) -> (u64, u64) {
+    let reference = start();
     let ending = reference.run(Behaviour::default(), 7);
     let want = adapter(&ending);
     check(&reference, &ending, want, "without a fault");
+    // Before the residual is read, which reads the disk too.
     let operations = disk_of(&reference).operations();
+    let left = residual(&reference, 2);
     let mut points = 0;
     for at in 1..=operations {
         for fault in [Fault::Fail, Fault::Tear(at), Fault::Lose] {
-            let durable = small();
+            let durable = start();
             disk_of(&durable).fail_at(at, fault);
             let ending = durable.run(Behaviour::default(), 7);
             check(&durable, &ending, want, &format!("{fault:?} at operation {at}"));
+            assert_eq!(residual(&durable, 2), left, "{fault:?} at operation {at}");
             points += 1;
         }
     }
@@ -54,14 +77,14 @@ fn enumerate(disk_of: fn(&Durable) -> &SimulatedDisk) -> (u64, u64) {
 
 #[test]
 fn a_server_that_crashes_at_any_operation_ends_with_the_same_adapter() {
-    let (operations, points) = enumerate(|durable| &durable.disk);
+    let (operations, points) = enumerate(small, |durable| &durable.disk);
     println!("server: {operations} operations of its disk, {points} crash points tried");
     assert!(operations > 100);
 }
 
 #[test]
 fn a_device_that_crashes_at_any_operation_ends_with_the_same_adapter() {
-    let (operations, points) = enumerate(|durable| &durable.device_disks[2]);
+    let (operations, points) = enumerate(small, |durable| &durable.device_disks[2]);
     println!("device: {operations} operations of its disk, {points} crash points tried");
     assert!(operations > 20);
 }
@@ -106,6 +129,21 @@ fn a_robust_run_that_crashes_at_any_operation_ends_with_the_same_adapter() {
     }
     println!("robust: {operations} operations of the server's disk, {points} crash points tried");
     assert!(operations > 100);
+}
+
+#[test]
+fn what_a_device_leaves_out_survives_a_crash_at_any_operation_of_its_disk() {
+    let reference = lossy();
+    let want = adapter(&reference.run(Behaviour::default(), 7));
+    let (version, _) = residual(&reference, 2).unwrap();
+    assert_eq!(version, u64::from(ROUNDS) - 1);
+    assert_eq!(residual(&small(), 2), None);
+    // Devices that crash in every other thing that they do, and keep it.
+    let shaky = Behaviour { crash: 0.5, ..Behaviour::default() };
+    assert_eq!(adapter(&lossy().run(shaky, 7)), want);
+    let (operations, points) = enumerate(lossy, |durable| &durable.device_disks[2]);
+    println!("lossy device: {operations} operations of its disk, {points} crash points tried");
+    assert!(operations > 20);
 }
 
 /// Buffered rounds with crashes: whichever order that made, every acknowledged update is in the ledger
@@ -155,6 +193,7 @@ fn a_buffered_run_that_crashes_at_any_operation_loses_and_doubles_nothing() {
 fn a_hundred_buffered_rounds_in_a_bad_world_lose_nothing_and_count_nothing_twice() {
     for seed in [1, 2] {
         let config = RunConfig { max_abandoned: 10, ..buffered(5, 10, 100) };
+        let config = if seed == 2 { with_feedback(config) } else { config };
         let durable = Durable::new(config, 16);
         let behaviour = Behaviour {
             drop_out: 0.2,
@@ -183,6 +222,9 @@ fn a_hundred_rounds_in_a_bad_world_lose_nothing_and_count_nothing_twice() {
     for seed in [1, 2] {
         println!("seed {seed}");
         let mut config = everyone(8, 100);
+        if seed == 2 {
+            config = with_feedback(config);
+        }
         config.cohort.over_selection = 1.5;
         config.cohort.quorum = 4;
         config.max_abandoned = 10;

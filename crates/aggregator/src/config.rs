@@ -34,6 +34,9 @@ pub struct RunConfig {
     pub training: TrainingConfig,
     /// How devices encode their deltas.
     pub compression: Compression,
+    /// Share of what a device's encodings left out that it keeps for each version that it sat out; 0
+    /// for no error feedback. See [`RunConfig::feedback`].
+    pub error_feedback: f32,
     /// When a round closes.
     pub mode: Mode,
     /// Whom a synchronous round chooses, and how many it needs.
@@ -215,6 +218,9 @@ impl RunConfig {
         if self.max_abandoned == 0 {
             return setting("run.max_abandoned", 0, "1 or more");
         }
+        if !(0.0..=1.0).contains(&self.error_feedback) {
+            return setting("run.error_feedback", self.error_feedback, "0 to 1; 0 is none");
+        }
         match &self.mode {
             Mode::Synchronous => self.validate_cohort()?,
             Mode::Buffered(buffered) => validate_buffered(buffered)?,
@@ -269,6 +275,12 @@ impl RunConfig {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The error feedback of plans: none where the compression needs none.
+    #[must_use]
+    pub fn feedback(&self) -> f32 {
+        if self.compression.wants_feedback() { self.error_feedback } else { 0.0 }
     }
 
     fn validate_cohort(&self) -> Result<(), InvalidRun> {

@@ -167,6 +167,7 @@ impl Coordinator {
             lora: config.lora.clone(),
             training: config.training.clone(),
             compression: config.compression,
+            error_feedback: config.feedback(),
             clip_norm: config.aggregation.clip_norm,
             seed: config.seed.derive(Purpose::ClientRound, round, Some(client)),
             report_within,

@@ -63,6 +63,9 @@ pub struct Settings {
     pub training: TrainingConfig,
     /// How devices encode their deltas.
     pub compression: Compression,
+    /// Their error feedback; left out where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_feedback: Option<f32>,
     /// When a round closes; left out when synchronous.
     #[serde(default, skip_serializing_if = "Mode::is_synchronous")]
     pub mode: Mode,
@@ -84,6 +87,7 @@ impl Settings {
             lora: config.lora.clone(),
             training: config.training.clone(),
             compression: config.compression,
+            error_feedback: Some(config.feedback()).filter(|share| *share > 0.0),
             mode: config.mode,
             cohort: config.cohort,
             aggregation: config.aggregation,

@@ -32,6 +32,9 @@ pub struct Plan {
     pub training: TrainingConfig,
     /// How to encode the delta.
     pub compression: Compression,
+    /// Share of what earlier encodings left out that is added to the delta, for each version that the
+    /// device sat out: above 0, up to 1. 0 for no error feedback.
+    pub error_feedback: f32,
     /// L2 norm to which the server clips the decoded delta.
     pub clip_norm: f32,
     /// Root of this client's draws in this round; never the run's.

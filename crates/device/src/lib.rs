@@ -8,17 +8,20 @@
 //!
 //! - [`trainer`]: the seam to whatever trains
 //! - [`limits`]: what a device is willing to do, and which plans it declines
-//! - [`pipeline`]: from a trained adapter to an encoded update
+//! - [`pipeline`], [`residual`]: from a trained adapter to an encoded update, and what that leaves out
 //! - [`session`]: the state machine, one file for each phase
 //! - [`store`]: where what must outlive a crash is kept
 
 pub mod limits;
 pub mod pipeline;
+pub mod residual;
 pub mod session;
 pub mod store;
 pub mod trainer;
 
 pub use limits::{Limits, LocalModel, Refusal};
+pub use pipeline::Pending;
+pub use residual::Residual;
 pub use session::{Action, Fault, Input, Record, Session};
-pub use store::{NoStore, Store};
+pub use store::{Kept, NoStore, Store};
 pub use trainer::{Control, Progress, TrainError, Trainer, TrainingOutcome, TrainingTask};

@@ -83,6 +83,10 @@ pub fn check_plan(
 ) -> Result<(Arc<Layout>, Scope), Refusal> {
     let invalid = |error: &dyn std::error::Error| Refusal::Invalid(error.to_string());
     plan.training.validate().map_err(|error| invalid(&error))?;
+    if !(0.0..=1.0).contains(&plan.error_feedback) {
+        let problem = format!("its error feedback is {}: use 0 to 1", plan.error_feedback);
+        return Err(Refusal::Invalid(problem));
+    }
     same("base model", plan.base.base, model.digests.base)?;
     same("tokenizer", plan.base.tokenizer, model.digests.tokenizer)?;
     let rank = match plan.training.nested_ranks && limits.max_rank > 0 {

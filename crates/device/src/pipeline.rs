@@ -1,11 +1,24 @@
 //! From a trained adapter to an encoded update.
 
+use std::sync::Arc;
+
 use floret_core::seed::Purpose;
 use floret_core::{ClientUpdate, Payload};
 
+use crate::residual::Residual;
 use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
 
-/// Encodes what training changed: delta = after - before, rounded by draws from the plan's seed.
+/// An update that the server has not answered yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pending {
+    /// The update; these very bytes are sent until the server answers.
+    pub update: Arc<ClientUpdate>,
+    /// What it leaves out: the device's residual once it counts. None without error feedback.
+    pub residual: Option<Arc<Residual>>,
+}
+
+/// Encodes what training changed: delta = after - before, and with error feedback what `residual` has.
+/// Rounding, rotation and the first segment are drawn from the plan's seed.
 ///
 /// # Errors
 /// An outcome of the wrong length, without examples, with values that are not finite, or with changes
@@ -13,7 +26,8 @@ use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
 pub fn encode_update(
     task: &TrainingTask,
     outcome: &TrainingOutcome,
-) -> Result<ClientUpdate, TrainError> {
+    residual: Option<&Residual>,
+) -> Result<Pending, TrainError> {
     if outcome.num_examples == 0 {
         return Err(TrainError::NoData);
     }
@@ -24,14 +38,22 @@ pub fn encode_update(
         return Err(TrainError::Unsupported(problem));
     }
     let delta: Vec<f32> = after.iter().zip(before).map(|(after, before)| after - before).collect();
-    if !task.scope.holds(task.adapter.layout(), &delta) {
+    let (plan, layout) = (&task.plan, task.adapter.layout());
+    if !task.scope.holds(layout, &delta) {
         let problem = "training changed values that the plan leaves as they are".to_owned();
         return Err(TrainError::Unsupported(problem));
     }
-    let plan = &task.plan;
     let mut rng = plan.seed.derive(Purpose::Rounding, plan.round, Some(&task.client)).stream();
-    let payload = Payload::encode(plan.compression, task.adapter.layout(), &delta, &mut rng)
-        .map_err(|error| TrainError::Unsupported(error.to_string()))?;
-    let run = plan.run.clone();
-    Ok(ClientUpdate { run, round: plan.round, num_examples: outcome.num_examples, payload })
+    let encoded = if plan.error_feedback > 0.0 {
+        let held = task.scope.outside(layout);
+        Residual::encode(residual, plan, layout, &held, delta, &mut rng)
+            .map(|(payload, residual)| (payload, Some(Arc::new(residual))))
+    } else {
+        Payload::encode(plan.compression, layout, &delta, &mut rng).map(|payload| (payload, None))
+    };
+    let (payload, residual) =
+        encoded.map_err(|error| TrainError::Unsupported(error.to_string()))?;
+    let (run, round, num_examples) = (plan.run.clone(), plan.round, outcome.num_examples);
+    let update = Arc::new(ClientUpdate { run, round, num_examples, payload });
+    Ok(Pending { update, residual })
 }

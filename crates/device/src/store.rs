@@ -3,26 +3,36 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use floret_core::ClientUpdate;
-
+use crate::pipeline::Pending;
+use crate::residual::Residual;
 use crate::session::Record;
+
+/// What a session owes the server and knows from earlier rounds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Kept {
+    /// The update that the server has not answered yet.
+    pub pending: Option<Pending>,
+    /// What the updates that count left out.
+    pub residual: Option<Arc<Residual>>,
+}
 
 /// Keeps a session, so that what it owes the server outlives a crash.
 pub trait Store {
     /// Why something cannot be kept or read.
     type Error: std::error::Error + 'static;
 
-    /// Makes `records` durable, in order. No byte of an update may leave before this returns.
+    /// Makes `records` durable, in order: an update with what it leaves out, and both its answer and
+    /// what follows from that. No byte of an update may leave before this returns.
     ///
     /// # Errors
     /// The disk failed.
     fn commit(&mut self, records: &[Record]) -> Result<(), Self::Error>;
 
-    /// The update that the server has not answered yet.
+    /// What is kept.
     ///
     /// # Errors
     /// The disk failed, or what it holds is damaged.
-    fn load(&mut self) -> Result<Option<Arc<ClientUpdate>>, Self::Error>;
+    fn load(&mut self) -> Result<Kept, Self::Error>;
 }
 
 /// Keeps nothing: for devices that no crash can touch.
@@ -36,7 +46,7 @@ impl Store for NoStore {
         Ok(())
     }
 
-    fn load(&mut self) -> Result<Option<Arc<ClientUpdate>>, Infallible> {
-        Ok(None)
+    fn load(&mut self) -> Result<Kept, Infallible> {
+        Ok(Kept::default())
     }
 }

@@ -1,4 +1,6 @@
-//! `floret-lab bench`: how fast this machine trains and generates, and in how much memory.
+//! `floret-lab bench`: how fast this machine trains, generates and compresses, and in how much memory.
+
+mod compression;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -29,6 +31,8 @@ pub(crate) enum Command {
     Step(StepArgs),
     /// Greedy generation, one sequence with a cache of keys and values.
     Generate(GenerateArgs),
+    /// Encoding of deltas, and decoding and adding them, on one core.
+    Compression(compression::CompressionArgs),
 }
 
 #[derive(Debug, Args)]
@@ -114,6 +118,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
     let (json, result) = match command {
         Command::Step(args) => (args.model.json, step(args)?),
         Command::Generate(args) => (args.model.json, generate(args)?),
+        Command::Compression(args) => (args.json, compression::run(args)?),
     };
     if !json {
         print_table(&result);

@@ -21,7 +21,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure how fast this machine trains and generates.
+    /// Measure how fast this machine trains, generates and compresses.
     #[command(subcommand)]
     Bench(bench::Command),
     /// Put a server under the load of many devices, some of them slow, absent or broken.

@@ -1,21 +1,20 @@
 //! A device of a world: a session with its own clock and store, which a crash takes down together.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use floret_core::{ClientUpdate, Time};
-use floret_device::{Action, Input, Record, Session, Store};
+use floret_core::Time;
+use floret_device::{Action, Input, Kept, Record, Session, Store};
 
 use crate::behaviour::Draws;
 
 type Commit = Box<dyn FnMut(&[Record]) -> bool>;
-type Restart = Box<dyn FnMut() -> (Commit, Option<Arc<ClientUpdate>>)>;
+type Restart = Box<dyn FnMut() -> (Commit, Kept)>;
 
 /// Where a device keeps what must outlive a crash.
 pub struct DeviceStore {
     commit: Commit,
     restart: Restart,
-    pending: Option<Arc<ClientUpdate>>,
+    kept: Kept,
 }
 
 impl DeviceStore {
@@ -23,7 +22,8 @@ impl DeviceStore {
     #[must_use]
     pub fn none() -> Self {
         let commit = || -> Commit { Box::new(|_| true) };
-        Self { commit: commit(), restart: Box::new(move || (commit(), None)), pending: None }
+        let restart = move || (commit(), Kept::default());
+        Self { commit: commit(), restart: Box::new(restart), kept: Kept::default() }
     }
 
     /// A store that `open` opens, at first and again after each crash.
@@ -33,12 +33,12 @@ impl DeviceStore {
     pub fn opened_by<S: Store + 'static>(mut open: impl FnMut() -> S + 'static) -> Self {
         let mut restart = move || {
             let mut store = open();
-            let pending = store.load().unwrap_or_else(|error| panic!("a device's store: {error}"));
+            let kept = store.load().unwrap_or_else(|error| panic!("a device's store: {error}"));
             let commit: Commit = Box::new(move |records| store.commit(records).is_ok());
-            (commit, pending)
+            (commit, kept)
         };
-        let (commit, pending) = restart();
-        Self { commit, restart: Box::new(restart), pending }
+        let (commit, kept) = restart();
+        Self { commit, restart: Box::new(restart), kept }
     }
 }
 
@@ -56,15 +56,15 @@ pub(crate) struct Device {
 impl Device {
     pub(crate) fn new(session: Session, mut store: DeviceStore, mut draws: Draws) -> Self {
         let skew = draws.skew();
-        let session = session.with_pending(store.pending.take());
+        let session = session.with_kept(std::mem::take(&mut store.kept));
         Self { session, draws, at_work: false, store, skew }
     }
 
     /// Goes down and comes up again with what the store holds.
     pub(crate) fn crash(&mut self) {
-        let (commit, pending) = (self.store.restart)();
+        let (commit, kept) = (self.store.restart)();
         self.store.commit = commit;
-        self.session = self.session.restarted().with_pending(pending);
+        self.session = self.session.restarted().with_kept(kept);
     }
 
     pub(crate) fn next_action(&self, now: Time) -> Action {

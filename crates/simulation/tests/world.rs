@@ -1,20 +1,34 @@
 //! Properties of whole runs, over seeds that are printed.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test that cannot go on fails")]
 
 mod support;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use floret_aggregator::config::CohortConfig;
+use floret_aggregator::config::{BufferedConfig, CohortConfig, Mode};
 use floret_aggregator::{Coordinator, RunConfig, RunState};
-use floret_core::{ClientId, Digest, Layout, Seed};
-use floret_device::{Limits, Session};
+use floret_core::seed::{Purpose, uniform_f32};
+use floret_core::{ClientId, Digest, Layout, Round, Seed};
+use floret_device::{
+    Control, Limits, Progress, Session, TrainError, Trainer, TrainingOutcome, TrainingTask,
+};
 use floret_simulation::{Behaviour, Distribution, Ending, ToyTrainer, World};
+use rand_chacha::rand_core::Rng;
 use support::{config, model};
 
 fn simulate(config: RunConfig, devices: usize, behaviour: Behaviour, seed: u64) -> Ending {
+    simulate_with(ToyTrainer, config, devices, behaviour, seed)
+}
+
+fn simulate_with(
+    trainer: impl Trainer,
+    config: RunConfig,
+    devices: usize,
+    behaviour: Behaviour,
+    seed: u64,
+) -> Ending {
     let layout = Arc::new(Layout::new(&model().config, &config.lora).unwrap());
     let state = RunState::first(&config, Arc::clone(&layout));
     let coordinator = Coordinator::new(config, layout, state).unwrap();
@@ -23,7 +37,7 @@ fn simulate(config: RunConfig, devices: usize, behaviour: Behaviour, seed: u64) 
         Session::new(client, model(), Limits::default())
     };
     let sessions = (0..devices).map(session).collect();
-    let world = World::new(coordinator, sessions, ToyTrainer, behaviour, &Seed::from_number(seed));
+    let world = World::new(coordinator, sessions, trainer, behaviour, &Seed::from_number(seed));
     world.run(Duration::from_secs(24 * 3600)).unwrap()
 }
 
@@ -90,4 +104,80 @@ fn a_world_where_everyone_drops_out_fails_loudly() {
     let end = ending.coordinator.state().end.clone().unwrap();
     assert!(!end.completed && end.message.contains("3 rounds in a row"), "{end:?}");
     assert_eq!(ending.coordinator.state().totals.drop_outs, 9);
+}
+
+/// Goes a fiftieth of the way to a target of the client's own in each round.
+struct Homing;
+
+impl Homing {
+    fn target(client: &ClientId, len: usize) -> Vec<f32> {
+        let seed = Seed::from_number(3).derive(Purpose::Shuffle, Round(0), Some(client));
+        let mut stream = seed.stream();
+        (0..len).map(|_| uniform_f32(stream.next_u32()) - 0.5).collect()
+    }
+}
+
+impl Trainer for Homing {
+    fn train(
+        &mut self,
+        tasks: &[TrainingTask],
+        _: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<Vec<TrainingOutcome>, TrainError> {
+        let train = |task: &TrainingTask| {
+            let values = task.adapter.values();
+            let target = Self::target(&task.client, values.len());
+            let values = values.iter().zip(target).map(|(x, target)| x + 0.02 * (target - x));
+            TrainingOutcome { values: values.collect(), num_examples: 1, tokens: 1, last_loss: 0.0 }
+        };
+        Ok(tasks.iter().map(train).collect())
+    }
+}
+
+/// Squared distance of the last adapter from the mean of all targets, relative to the targets' own.
+fn distance_from_the_mean_target(compression: &str, error_feedback: f32, mode: Mode) -> f64 {
+    let devices = 8;
+    let compression = compression.parse().unwrap();
+    let rounds = 400;
+    let config =
+        RunConfig { compression, error_feedback, mode, rounds, ..config(everyone(devices)) };
+    let ending = simulate_with(Homing, config, devices as usize, Behaviour::default(), 1);
+    let state = ending.coordinator.state();
+    assert!(state.end.as_ref().unwrap().completed);
+    let values = state.adapter.values();
+    let mut mean = vec![0.0; values.len()];
+    for index in 0..devices {
+        let client = format!("device-{index}").parse().unwrap();
+        let target = Homing::target(&client, values.len());
+        mean.iter_mut()
+            .zip(target)
+            .for_each(|(mean, x)| *mean += f64::from(x) / f64::from(devices));
+    }
+    let square = |x: f64| x * x;
+    let energy: f64 = mean.iter().map(|x| square(*x)).sum();
+    mean.iter().zip(values).map(|(x, y)| square(x - f64::from(*y))).sum::<f64>() / energy
+}
+
+/// Devices pull in different directions: what is left out of an update again and again must come at last.
+#[test]
+fn error_feedback_brings_a_run_to_where_uncompressed_deltas_do() {
+    let distance = distance_from_the_mean_target;
+    let uncompressed = distance("none", 0.0, Mode::Synchronous);
+    println!("none: {uncompressed}");
+    assert!(uncompressed < 1e-6);
+    for compression in ["bits1/2", "bits1/4", "sparse20%"] {
+        let with = distance(compression, 0.95, Mode::Synchronous);
+        let without = distance(compression, 0.0, Mode::Synchronous);
+        println!("{compression}: {with} with error feedback, {without} without");
+        assert!(with < 0.05 && with < without / 2.0, "{compression}: {with} where {without}");
+    }
+}
+
+/// Versions that pass while a device is at work make its residual older; it still helps.
+#[test]
+fn error_feedback_helps_in_buffered_rounds() {
+    let mode = Mode::Buffered(BufferedConfig { buffer: 4, max_staleness: 20, concurrency: 8 });
+    let with = distance_from_the_mean_target("bits1/2", 0.95, mode);
+    let without = distance_from_the_mean_target("bits1/2", 0.0, mode);
+    println!("{with} with error feedback, {without} without");
+    assert!(with < 0.05 && with < without / 2.0, "{with} where {without}");
 }

@@ -182,6 +182,7 @@ fn sample_plan() -> Plan {
         lora: lora(1, &[TargetModule::QProj]),
         training: TrainingConfig::default(),
         compression: Compression::Int8,
+        error_feedback: 0.95,
         clip_norm: 0.5,
         seed: Seed::from_number(1),
         report_within: Duration::from_secs(60),

@@ -38,6 +38,7 @@ impl Default for RunSection {
             max_abandoned: 5,
             mode: ModeName::default(),
             compression: Compression::Int8,
+            error_feedback: 0.95,
             retain_updates_rounds: 0,
             seed: None,
         }

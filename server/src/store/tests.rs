@@ -26,6 +26,7 @@ fn options() -> StoreOptions {
         lora,
         training: TrainingConfig::default(),
         compression: Compression::None,
+        error_feedback: None,
         mode: Mode::Synchronous,
         cohort: CohortConfig::default(),
         aggregation: Aggregation::default(),

@@ -45,6 +45,7 @@ pub(crate) fn config() -> RunConfig {
         },
         training: TrainingConfig::default(),
         compression: Compression::None,
+        error_feedback: 0.95,
         mode: Mode::Synchronous,
         cohort: CohortConfig { size: 3, quorum: 2, ..CohortConfig::default() },
         timing: Timing {

@@ -4,7 +4,7 @@
 
 /// The positive centroids of 1 to 4 bits, for a standard deviation of 1.
 const CENTROIDS: [&[f32]; 4] = [
-    &[0.797_884_56],
+    &[0.797_884_6],
     &[0.452_780_03, 1.510_417_6],
     &[0.245_094_18, 0.756_005_3, 1.343_909_3, 2.151_945_7],
     &[

@@ -141,7 +141,7 @@ mod tests {
             hadamard(&mut y);
             // Whole numbers: exact. H[i, j] = (-1)^popcount(i and j).
             for (i, y) in y.iter().enumerate() {
-                let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 let want: f32 = x.iter().enumerate().map(|(j, x)| sign(j) * x).sum();
                 prop_assert_eq!(*y, want);
             }

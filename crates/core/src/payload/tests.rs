@@ -218,8 +218,8 @@ proptest! {
             0 => 0.0,
             1 => 1.0,
             2 => 2.0 * uniform_f32(stream.next_u32()) - 1.0,
-            3 => f32::from(i as u8 % 64 == 0),
-            _ => if stream.next_u32() % 2 == 0 { 1.0 } else { -1.0 },
+            3 => f32::from(i.is_multiple_of(64)),
+            _ => if stream.next_u32().is_multiple_of(2) { 1.0 } else { -1.0 },
         });
         let payload =
             Payload::encode_with_feedback(compression, &layout, &values, turn, &mut stream).unwrap();

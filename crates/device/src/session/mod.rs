@@ -23,6 +23,9 @@ use floret_core::{
 };
 
 use crate::limits::{Limits, LocalModel};
+use crate::pipeline::Pending;
+use crate::residual::Residual;
+use crate::store::Kept;
 use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
 use fetching::Fetching;
 
@@ -131,7 +134,7 @@ pub enum Record {
     /// The adapter is here; training can begin.
     Ready(Arc<TrainingTask>),
     /// The update is encoded; these very bytes are sent until the server answers.
-    Encoded(Arc<ClientUpdate>),
+    Encoded(Pending),
     /// The device gives nothing in this round.
     Declined {
         /// The round.
@@ -190,6 +193,8 @@ pub struct Session {
     client: ClientId,
     model: LocalModel,
     limits: Limits,
+    /// What the updates that count left out.
+    residual: Option<Arc<Residual>>,
     phase: Phase,
 }
 
@@ -207,7 +212,8 @@ impl Session {
     /// A session that has not yet checked in.
     #[must_use]
     pub fn new(client: ClientId, model: LocalModel, limits: Limits) -> Self {
-        Self { client, model, limits, phase: Phase::Idle(idle::Idle::default()) }
+        let phase = Phase::Idle(idle::Idle::default());
+        Self { client, model, limits, residual: None, phase }
     }
 
     /// The device after a crash: idle, and nothing is owed but what a store has kept.
@@ -216,15 +222,15 @@ impl Session {
         Self::new(self.client.clone(), self.model.clone(), self.limits.clone())
     }
 
-    /// The same session, with the update that a store has kept: it is sent first.
+    /// The same session, with what a store has kept: an update is sent first.
     #[must_use]
-    pub fn with_pending(self, update: Option<Arc<ClientUpdate>>) -> Self {
-        match update {
-            Some(update) => {
-                Self { phase: Phase::Reporting(reporting::Reporting { update }), ..self }
-            }
-            None => self,
-        }
+    pub fn with_kept(self, kept: Kept) -> Self {
+        let Kept { pending, residual } = kept;
+        let phase = match pending {
+            Some(pending) => Phase::Reporting(reporting::Reporting { pending }),
+            None => self.phase,
+        };
+        Self { residual, phase, ..self }
     }
 
     /// The device's name.
@@ -245,7 +251,7 @@ impl Session {
             Phase::Idle(idle) => idle.action(now),
             Phase::Fetching(fetching) => fetching.action(),
             Phase::Training(training) => Action::Train(Arc::clone(&training.task)),
-            Phase::Reporting(reporting) => Action::Report(Arc::clone(&reporting.update)),
+            Phase::Reporting(reporting) => Action::Report(Arc::clone(&reporting.pending.update)),
             Phase::Declining { round, reason } => {
                 Action::Decline { round: *round, reason: reason.clone() }
             }
@@ -275,7 +281,9 @@ impl Session {
             }
             (Phase::Fetching(Fetching { plan, .. }), Input::Over) => expired(plan.round),
             (Phase::Training(training), Input::Over) => expired(training.task.plan.round),
-            (Phase::Training(training), Input::Trained(outcome)) => training.trained(outcome),
+            (Phase::Training(training), Input::Trained(outcome)) => {
+                training.trained(outcome, self.residual.as_deref())
+            }
             (Phase::Reporting(reporting), Input::Acknowledged(receipt)) => {
                 reporting.settled(Outcome::Acknowledged(receipt))
             }
@@ -315,9 +323,17 @@ impl Session {
                 Phase::Fetching(Fetching { plan, layout, scope, deadline })
             }
             Record::Ready(task) => Phase::Training(training::Training { task, deadline }),
-            Record::Encoded(update) => Phase::Reporting(reporting::Reporting { update }),
+            Record::Encoded(pending) => Phase::Reporting(reporting::Reporting { pending }),
             Record::Declined { round, reason } => Phase::Declining { round, reason },
-            Record::Settled { .. } => Phase::Idle(idle::Idle::default()),
+            Record::Settled { outcome, .. } => {
+                if let (Phase::Reporting(reporting), Outcome::Acknowledged(_)) =
+                    (&mut self.phase, outcome)
+                {
+                    let left = reporting.pending.residual.take();
+                    self.residual = left.or_else(|| self.residual.take());
+                }
+                Phase::Idle(idle::Idle::default())
+            }
             Record::Ended(end) => Phase::Ended(end),
         };
     }

@@ -42,6 +42,7 @@ fn plan() -> Plan {
         lora: plan_settings(),
         training: TrainingConfig::default(),
         compression: Compression::None,
+        error_feedback: 0.0,
         clip_norm: 1.0,
         seed: Seed::from_number(9),
         report_within: Duration::from_secs(60),
@@ -101,7 +102,8 @@ fn a_round_goes_from_check_in_to_receipt() {
     assert!(delta.iter().all(|change| (change - 0.5).abs() < 1e-6));
     // No deadline gives up what the server may have counted; only its answer does.
     assert!(matches!(session.next_action(Time(u64::MAX)), Action::Report(_)));
-    let mut restarted = self::session().with_pending(Some(Arc::clone(&update)));
+    let pending = Some(Pending { update: Arc::clone(&update), residual: None });
+    let mut restarted = self::session().with_kept(Kept { pending, residual: None });
     assert!(matches!(restarted.next_action(now), Action::Report(again) if again == update));
     advance(&mut restarted, now, Input::ReportRefused("round 3 is over".into()));
     assert!(matches!(restarted.next_action(now), Action::CheckIn));
@@ -261,4 +263,109 @@ fn what_trains_follows_from_the_plan_and_the_limits() {
     values[b.range().end - 1] += 0.5;
     let error = encode_update(&task, &outcome(&values)).unwrap_err().to_string();
     assert!(error.contains("leaves as they are"), "{error}");
+}
+
+/// A round's plan in which much is left out.
+fn lossy(version: u64) -> Plan {
+    let compression = "bits1/2".parse().unwrap();
+    Plan { version: Version(version), compression, error_feedback: 0.5, ..plan() }
+}
+
+/// Trains to a change of `shift`, and gives what is to be kept.
+fn train(session: &mut Session, plan: Plan, shift: f32) -> Pending {
+    assign(session, plan);
+    advance(session, Time(0), Input::Fetched(adapter()));
+    let records = session.handle(Time(0), Input::Trained(Ok(outcome(shift)))).unwrap();
+    let [Record::Encoded(pending)] = &records[..] else { panic!("{records:?}") };
+    let pending = pending.clone();
+    records.into_iter().for_each(|record| session.apply(record));
+    pending
+}
+
+fn left(pending: &Pending) -> &Residual {
+    pending.residual.as_deref().unwrap()
+}
+
+fn decoded(pending: &Pending) -> Vec<f32> {
+    pending.update.payload.decode(adapter().layout()).unwrap()
+}
+
+#[test]
+fn what_an_update_leaves_out_is_added_to_the_next_once_it_counts() {
+    let mut session = session();
+    let first = train(&mut session, lossy(2), 0.5);
+    for (sent, left) in decoded(&first).iter().zip(&left(&first).values) {
+        assert!((sent + left - 0.5).abs() < 1e-6);
+    }
+    // The other half was not sent.
+    assert!(decoded(&first).iter().filter(|value| **value == 0.0).count() >= 16);
+    advance(&mut session, Time(0), Input::Acknowledged(signed_receipt(&first.update)));
+    let second = train(&mut session, lossy(3), 0.25);
+    assert_eq!(left(&second).turn, left(&first).turn.wrapping_add(1));
+    let (sent, next) = (decoded(&second), &left(&second).values);
+    for ((sent, next), before) in sent.iter().zip(next).zip(&left(&first).values) {
+        assert!((sent + next - (0.25 + before)).abs() < 1e-6);
+    }
+    // Refused: the same again, from what was left before.
+    advance(&mut session, Time(0), Input::ReportRefused("round 3 is over".into()));
+    assert_eq!(train(&mut session, lossy(3), 0.25), second);
+    // And from a store, after a crash.
+    let kept = Kept { pending: None, residual: first.residual.clone() };
+    assert_eq!(train(&mut session.restarted().with_kept(kept), lossy(3), 0.25), second);
+    assert_ne!(train(&mut session.restarted(), lossy(3), 0.25), second);
+}
+
+#[test]
+fn a_residual_decays_with_the_versions_that_its_device_sat_out() {
+    let first = train(&mut session(), lossy(2), 0.5);
+    // The version that the residual is of may be that of the plan: its round was abandoned.
+    for (version, decay) in [(0, 1.0), (2, 1.0), (3, 1.0), (4, 0.5), (6, 0.125), (u64::MAX, 0.0)] {
+        let kept = Kept { pending: None, residual: first.residual.clone() };
+        let next = train(&mut session().with_kept(kept), lossy(version), 0.25);
+        let (sent, after) = (decoded(&next), &left(&next).values);
+        for ((sent, after), before) in sent.iter().zip(after).zip(&left(&first).values) {
+            assert!((sent + after - (0.25 + decay * before)).abs() < 1e-6, "version {version}");
+        }
+    }
+}
+
+#[test]
+fn residuals_of_other_runs_and_layouts_are_not_added_and_divergence_is_seen() {
+    let first = train(&mut session(), lossy(2), 0.5);
+    let alone = train(&mut session(), lossy(3), 0.25);
+    for change in [
+        (|of| of.run = "other".parse().unwrap()) as fn(&mut Residual),
+        |of| of.layout = Digest::of(b"other"),
+        |of| of.values.push(0.0),
+    ] {
+        let mut residual = left(&first).clone();
+        change(&mut residual);
+        let kept = Kept { pending: None, residual: Some(Arc::new(residual)) };
+        assert_eq!(train(&mut session().with_kept(kept), lossy(3), 0.25), alone);
+    }
+    let huge =
+        Residual { values: vec![f32::MAX; adapter().layout().len()], ..left(&first).clone() };
+    let kept = Kept { pending: None, residual: Some(Arc::new(huge)) };
+    let mut session = session().with_kept(kept);
+    assign(&mut session, lossy(3));
+    advance(&mut session, Time(0), Input::Fetched(adapter()));
+    for shift in [f32::INFINITY, f32::NAN] {
+        let records = session.handle(Time(0), Input::Trained(Ok(outcome(shift)))).unwrap();
+        assert!(
+            matches!(&records[..], [Record::Declined { reason, .. }] if reason.contains("diverged"))
+        );
+    }
+    let records = session.handle(Time(0), Input::Trained(Ok(outcome(1e38)))).unwrap();
+    let [Record::Encoded(pending)] = &records[..] else { panic!("{records:?}") };
+    assert!(left(pending).values.iter().all(|value| value.is_finite()));
+}
+
+#[test]
+fn a_plan_with_impossible_feedback_is_declined() {
+    for error_feedback in [f32::NAN, -0.1, 1.1] {
+        let mut session = session();
+        assign(&mut session, Plan { error_feedback, ..plan() });
+        let action = session.next_action(Time(0));
+        assert!(matches!(&action, Action::Decline { reason, .. } if reason.contains("feedback")));
+    }
 }

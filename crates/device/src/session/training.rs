@@ -6,6 +6,7 @@ use floret_core::Time;
 
 use super::Record;
 use crate::pipeline::encode_update;
+use crate::residual::Residual;
 use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
 
 #[derive(Debug)]
@@ -15,9 +16,13 @@ pub(super) struct Training {
 }
 
 impl Training {
-    pub(super) fn trained(&self, outcome: Result<TrainingOutcome, TrainError>) -> Record {
-        match outcome.and_then(|outcome| encode_update(&self.task, &outcome)) {
-            Ok(update) => Record::Encoded(Arc::new(update)),
+    pub(super) fn trained(
+        &self,
+        outcome: Result<TrainingOutcome, TrainError>,
+        residual: Option<&Residual>,
+    ) -> Record {
+        match outcome.and_then(|outcome| encode_update(&self.task, &outcome, residual)) {
+            Ok(pending) => Record::Encoded(pending),
             Err(error) => {
                 Record::Declined { round: self.task.plan.round, reason: error.to_string() }
             }

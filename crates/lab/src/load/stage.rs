@@ -132,6 +132,8 @@ fn settle(path: &Path, args: &Args) -> Result<()> {
     set("run", "rounds", i64::from(args.rounds).into());
     set("run", "compression", args.compression.to_string().into());
     set("aggregation", "download_compression", args.download_compression.to_string().into());
+    // Updates that are sent twice are encoded twice, from what the plan says alone.
+    set("run", "error_feedback", 0.0.into());
     set("run", "seed", args.seed.cast_signed().into());
     set("cohort", "size", cohort.into());
     // Devices that vanish come back; a round that one of them never does is not lost.

@@ -67,7 +67,8 @@ impl Trainer for NoiseTrainer {
             let outcome = self.outcome(task);
             let fate = self.mishaps.fate(task.plan.round, &task.client);
             if fate.fault == Some(Fault::Repeat) {
-                self.kept.put(&task.client, encode_update(task, &outcome)?);
+                let pending = encode_update(task, &outcome, None)?;
+                self.kept.put(&task.client, Arc::unwrap_or_clone(pending.update));
             }
             Ok(outcome)
         };

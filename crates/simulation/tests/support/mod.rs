@@ -38,6 +38,7 @@ pub fn config(cohort: CohortConfig) -> RunConfig {
         },
         training: TrainingConfig { sequence_length: 64, ..TrainingConfig::default() },
         compression: Compression::Int8,
+        error_feedback: 0.95,
         mode: Mode::Synchronous,
         cohort,
         timing: Timing {
