@@ -1,3 +1,4 @@
+use floret_aggregator::config::Mode;
 use toml::{Table, Value};
 
 use super::*;
