@@ -13,18 +13,18 @@ const MIB: f64 = (1 << 20) as f64;
 
 /// What a process used so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// Seconds of processor time, user and system.
-    pub(super) cpu_s: f64,
+    pub(crate) cpu_s: f64,
     /// Physical memory now.
-    pub(super) rss_mib: f64,
+    pub(crate) rss_mib: f64,
     /// The most that it ever held.
-    pub(super) peak_mib: f64,
+    pub(crate) peak_mib: f64,
 }
 
 impl Usage {
     /// Of the process `pid`.
-    pub(super) fn of(pid: u32) -> Result<Self> {
+    pub(crate) fn of(pid: u32) -> Result<Self> {
         let read = |file: &str| {
             let path = format!("/proc/{pid}/{file}");
             fs::read_to_string(&path).with_context(|| format!("cannot read {path}: is this Linux?"))
@@ -47,7 +47,7 @@ impl Usage {
 }
 
 /// Fails when this process may not open `needed` files.
-pub(super) fn check_open_files(needed: u64) -> Result<()> {
+pub(crate) fn check_open_files(needed: u64) -> Result<()> {
     let limits = fs::read_to_string("/proc/self/limits").context("is this Linux?")?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let soft = line.and_then(|line| line.split_whitespace().next());
@@ -57,7 +57,7 @@ pub(super) fn check_open_files(needed: u64) -> Result<()> {
 }
 
 /// MiB a second of 64 writes of 1 MiB in `dir`, each made durable before the next.
-pub(super) fn synced_write_rate(dir: &Path) -> Result<f64> {
+pub(crate) fn synced_write_rate(dir: &Path) -> Result<f64> {
     let path = dir.join("synced-writes");
     let block = vec![0x5a; 1 << 20];
     let attempt = || -> std::io::Result<f64> {

@@ -53,6 +53,11 @@ impl LocalTrainer {
         self.clients.insert(client, data);
     }
 
+    /// Forgets the data of `client`.
+    pub fn remove(&mut self, client: &ClientId) {
+        self.clients.remove(client);
+    }
+
     /// The data of `client`.
     #[must_use]
     pub fn data(&self, client: &ClientId) -> Option<&LocalData> {

@@ -1,6 +1,7 @@
 //! A client's own data: examples, their tokens, and the sequences that training takes.
 
 use std::fmt;
+use std::sync::Arc;
 
 use floret_core::ModelConfig;
 
@@ -25,7 +26,7 @@ pub enum Example {
 /// out, but always at least one is trained on. A fraction of 0 (or not between 0 and 1) holds out
 /// none or all but one.
 #[must_use]
-pub fn split(examples: &[Example], fraction: f64) -> (&[Example], &[Example]) {
+pub fn split<T>(examples: &[T], fraction: f64) -> (&[T], &[T]) {
     let n = examples.len();
     let held_out = (n as f64 * fraction).ceil().max(0.0) as usize;
     examples.split_at(n - held_out.min(n.saturating_sub(1)))
@@ -56,7 +57,13 @@ impl LocalData {
                 .collect::<Result<Vec<_>, _>>()
         };
         let (train, holdout) = split(examples, holdout_fraction);
-        Ok(Self { train: documents(train)?, holdout: documents(holdout)? })
+        Ok(Self::of(documents(train)?, documents(holdout)?))
+    }
+
+    /// The documents to train on and those held out.
+    #[must_use]
+    pub fn of(train: Vec<Document>, holdout: Vec<Document>) -> Self {
+        Self { train, holdout }
     }
 
     /// Number of examples to train on.
@@ -78,14 +85,17 @@ impl LocalData {
     }
 }
 
-/// Tokens of one example, each with whether the loss counts it.
+/// Tokens of one example, each with whether the loss counts it. Clones share them.
 #[derive(Clone)]
-struct Document(Vec<(u32, bool)>);
+pub struct Document(Arc<[(u32, bool)]>);
 
 impl Document {
     /// It begins as the tokenizer begins a text, and ends with the model's first id that ends one,
     /// so a model learns both where it will meet them when generating.
-    fn new(
+    ///
+    /// # Errors
+    /// An example that the tokenizer has no rule for.
+    pub fn new(
         example: &Example,
         tokenizer: &Tokenizer,
         config: &ModelConfig,
@@ -108,7 +118,13 @@ impl Document {
             tokens.pop_if(|(id, _)| *id == end);
             tokens.push(learned(end));
         }
-        Ok(Self(tokens))
+        Ok(Self(tokens.into()))
+    }
+
+    /// Number of tokens.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.0.len()
     }
 }
 

@@ -50,7 +50,7 @@ pub mod weights;
 pub use bridge::{LocalTrainer, TrainerOptions};
 pub use cache::KvCache;
 pub use checkpoint::{Checkpoint, InvalidCheckpoint};
-pub use data::{Example, LocalData};
+pub use data::{Document, Example, LocalData};
 pub use device::{DeviceChoice, Gpu, NoDevice, UnknownDevice, cpu};
 pub use evaluate::{Evaluation, evaluate};
 pub use generate::{Continuation, GenerateError, Sampling, generate};

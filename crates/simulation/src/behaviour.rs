@@ -182,6 +182,16 @@ pub struct Nature {
 }
 
 impl Nature {
+    /// Whether probabilities are such, and other numbers finite and not negative.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        let rates = [self.down_bytes_per_s, self.up_bytes_per_s, self.battery_min];
+        let numbers = [self.step_s, self.from_h, self.hours].map(Some).into_iter().chain(rates);
+        let chances = [self.drop_out, self.failure];
+        numbers.flatten().all(|x| x.is_finite() && x >= 0.0)
+            && chances.iter().all(|x| (0.0..=1.0).contains(x))
+    }
+
     /// Whether this is an hour of the day at which the device may come.
     #[must_use]
     pub fn may_come(&self, now: Time) -> bool {

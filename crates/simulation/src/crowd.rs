@@ -4,11 +4,12 @@
 //! round costs does not grow with the population. Whoever comes is drawn from those that may.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use floret_core::seed::Purpose;
 use floret_core::{ClientId, Round, Seed, Time};
-use floret_device::Session;
+use floret_device::{Residual, Session};
 use rand_chacha::ChaCha20Rng;
 
 use crate::behaviour::{Battery, Behaviour, Draws, Nature};
@@ -51,6 +52,8 @@ struct Absent {
     arrivals: ChaCha20Rng,
     /// Charge of those that have worked, as a share, and when it was that.
     charges: BTreeMap<usize, (Time, f64)>,
+    /// What the updates of those that have worked left out.
+    residuals: BTreeMap<usize, Arc<Residual>>,
 }
 
 impl Crowd {
@@ -76,7 +79,8 @@ impl Crowd {
         seed: &Seed,
     ) -> Self {
         let arrivals = seed.derive(Purpose::Arrival, Round(0), None).stream();
-        let absent = Some(Absent { population, arrivals, charges: BTreeMap::new() });
+        let (charges, residuals) = (BTreeMap::new(), BTreeMap::new());
+        let absent = Some(Absent { population, arrivals, charges, residuals });
         Self { behaviour, seed: seed.clone(), there: BTreeMap::new(), at_work: 0, absent }
     }
 
@@ -114,7 +118,8 @@ impl Crowd {
         let index = self.draw(now)?;
         let absent = self.absent.as_ref()?;
         let (session, nature) = (absent.population.session(index), self.nature(absent, index));
-        self.arrive(index, session, DeviceStore::none(), nature, round);
+        let residual = absent.residuals.get(&index).cloned();
+        self.arrive(index, session, DeviceStore::holding(residual), nature, round);
         Some(index)
     }
 
@@ -182,8 +187,11 @@ impl Crowd {
         let may_come = device.draws.nature.may_come(now);
         self.at_work -= usize::from(worked);
         let goes = self.absent.is_some() && (worked || !may_come);
-        if goes {
-            self.there.remove(&index);
+        if goes
+            && let Some(device) = self.there.remove(&index)
+            && let (Some(absent), Some(residual)) = (&mut self.absent, device.session.residual())
+        {
+            absent.residuals.insert(index, Arc::clone(residual));
         }
         !goes
     }

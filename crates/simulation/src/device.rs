@@ -1,9 +1,10 @@
 //! A device of a world: a session with its own clock and store, which a crash takes down together.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use floret_core::Time;
-use floret_device::{Action, Input, Kept, Record, Session, Store};
+use floret_device::{Action, Input, Kept, Record, Residual, Session, Store};
 
 use crate::behaviour::Draws;
 
@@ -21,9 +22,16 @@ impl DeviceStore {
     /// Keeps nothing.
     #[must_use]
     pub fn none() -> Self {
+        Self::holding(None)
+    }
+
+    /// Keeps nothing, and holds what earlier updates left out.
+    pub(crate) fn holding(residual: Option<Arc<Residual>>) -> Self {
         let commit = || -> Commit { Box::new(|_| true) };
-        let restart = move || (commit(), Kept::default());
-        Self { commit: commit(), restart: Box::new(restart), kept: Kept::default() }
+        let kept = Kept { pending: None, residual };
+        let again = kept.clone();
+        let restart = move || (commit(), again.clone());
+        Self { commit: commit(), restart: Box::new(restart), kept }
     }
 
     /// A store that `open` opens, at first and again after each crash.

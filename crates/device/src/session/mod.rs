@@ -233,6 +233,12 @@ impl Session {
         Self { residual, phase, ..self }
     }
 
+    /// What the updates that counted left out.
+    #[must_use]
+    pub fn residual(&self) -> Option<&Arc<Residual>> {
+        self.residual.as_ref()
+    }
+
     /// The device's name.
     #[must_use]
     pub fn client(&self) -> &ClientId {

@@ -259,9 +259,9 @@ fn what_trains_follows_from_the_plan_and_the_limits() {
         let values = values.to_vec();
         TrainingOutcome { values, num_examples: 5, tokens: 100, last_loss: 1.0 }
     };
-    assert!(encode_update(&task, &outcome(&values)).is_ok());
+    assert!(encode_update(&task, &outcome(&values), None).is_ok());
     values[b.range().end - 1] += 0.5;
-    let error = encode_update(&task, &outcome(&values)).unwrap_err().to_string();
+    let error = encode_update(&task, &outcome(&values), None).unwrap_err().to_string();
     assert!(error.contains("leaves as they are"), "{error}");
 }
 

@@ -54,14 +54,15 @@ fn nothing_private_is_shown() {
         [text("secret"), Example::Response { prompt: "secret".into(), response: "secret".into() }];
     let shown = format!("{examples:?}");
     assert!(!shown.contains("secret"), "{shown}");
-    let documents = vec![Document(vec![(4711, true), (4711, true)])];
+    let documents = vec![Document([(4711, true), (4711, true)].into())];
     let data = LocalData { holdout: documents.clone(), train: documents };
     let shown = format!("{data:?} {:?}", data.train(8));
     assert!(!shown.contains("4711"), "{shown}");
 }
 
 fn documents() -> impl Strategy<Value = Vec<Document>> {
-    let document = prop::collection::vec((0..9u32, any::<bool>()), 1..30).prop_map(Document);
+    let document = prop::collection::vec((0..9u32, any::<bool>()), 1..30)
+        .prop_map(|tokens| Document(tokens.into()));
     prop::collection::vec(document, 0..8)
 }
 
@@ -90,7 +91,7 @@ proptest! {
         length in 2usize..20,
     ) {
         let stream: Vec<(u32, bool)> =
-            documents.iter().flat_map(|document| document.0.clone()).collect();
+            documents.iter().flat_map(|document| document.0.to_vec()).collect();
         let expected = stream
             .iter()
             .enumerate()

@@ -1,0 +1,22 @@
+//! The researcher's program as a library: experiments can be read and run by other programs.
+//!
+//! # Layout
+//!
+//! - [`experiment`]: the file that describes one
+//! - [`corpus`], [`people`]: texts, and who holds which
+//! - [`mod@simulate`]: runs it in virtual time
+//! - `bench`, `load`, `pretrain`: the program's other commands; [`cli`]: their arguments
+
+mod bench;
+pub mod cli;
+pub mod corpus;
+pub mod experiment;
+mod load;
+pub mod people;
+mod pretrain;
+mod shapes;
+pub mod simulate;
+mod usage;
+
+pub use experiment::Experiment;
+pub use simulate::simulate;

@@ -1,0 +1,273 @@
+//! `floret-lab simulate`: an experiment in virtual time, with the device and aggregator code that
+//! production runs.
+//!
+//! # Layout
+//!
+//! - `team`: trains whoever is at work; `journal`: so that nothing is trained twice
+//! - `judge`: evaluates each client on its own texts
+//! - `results`: the files that come out
+//! - `record`: from rounds to rows
+
+mod journal;
+pub(crate) mod judge;
+mod record;
+pub(crate) mod results;
+mod team;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use floret_aggregator::{Coordinator, RunState};
+use floret_client::setup::{Base, BaseOptions};
+use floret_core::peft::{CONFIG_FILE, WEIGHTS_FILE, to_peft};
+use floret_core::{Adapter, Layout};
+use floret_model::{LocalTrainer, TrainerOptions};
+use floret_simulation::{Nature, World};
+use floret_store::{Folder, Locked};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::corpus::Corpus;
+use crate::experiment::Experiment;
+use crate::people::{People, Roster};
+use crate::usage::Usage;
+use journal::Journal;
+use judge::Judge;
+use record::Recorder;
+use team::Team;
+
+pub use judge::Spread;
+use results::{ADAPTER_DIR, EXPERIMENT_FILE, SUMMARY_FILE, WALL_FILE, Wall, write_json};
+pub use results::{Central, ClientRow, RoundRow, Summary};
+
+/// Longest virtual time of a run: one that takes longer has nobody who comes.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// What took long to compute, until the run is complete.
+const JOURNAL: &str = "journal";
+
+/// Arguments of `floret-lab simulate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The experiment file.
+    experiment: PathBuf,
+    /// Folder for the results. A run that was broken off goes on there.
+    #[arg(long)]
+    out: PathBuf,
+    /// Another seed than the file's.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Computing threads; 0 for one on each core. They do not change the result.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let experiment = Experiment::read(&args.experiment)?;
+    let seed = args.seed.unwrap_or(experiment.run.seed);
+    let summary = simulate(&experiment.with_seed(seed), &args.out, args.threads)?;
+    match args.json {
+        true => say(&serde_json::to_string(&summary)?),
+        false => say(&describe(&summary, &args.out)),
+    }
+    ensure!(summary.completed, "the run was given up: {}", summary.message);
+    Ok(())
+}
+
+/// Runs `experiment` and writes its results to the folder `out`, or reads them there if they are
+/// complete. A run that was broken off goes on, and ends in the same files.
+///
+/// # Errors
+/// Settings, a model or texts that cannot be used, a folder of another experiment, or a disk that
+/// fails.
+pub fn simulate(experiment: &Experiment, out: &Path, threads: usize) -> Result<Summary> {
+    let started = Instant::now();
+    let _held = hold(out)?;
+    claim(out, experiment)?;
+    let summary = out.join(SUMMARY_FILE);
+    if summary.exists() {
+        let text = fs::read_to_string(&summary)?;
+        return serde_json::from_str(&text).with_context(|| summary.display().to_string());
+    }
+    let mut stage = Stage::set(experiment, out, threads)?;
+    let recorder = stage.run(experiment, out)?;
+    let (result, clients) = recorder.finish(&mut stage)?;
+    let mut table = results::Table::create(out, "clients")?;
+    clients.iter().try_for_each(|row| table.push(row))?;
+    table.flush()?;
+    stage.export(experiment, &out.join(ADAPTER_DIR))?;
+    let seconds = started.elapsed().as_secs_f64();
+    let team = stage.world.trainer();
+    let wall = Wall {
+        seconds,
+        seconds_to_first_step: team.first_step.map(|at| (at - started).as_secs_f64()),
+        trainings: team.computed,
+        trainings_per_s: team.computed as f64 / seconds,
+        threads: stage.threads,
+        peak_rss_mib: Usage::of(std::process::id()).ok().map(|usage| usage.peak_mib),
+    };
+    write_json(&out.join(WALL_FILE), &wall)?;
+    write_json(&summary, &result)?;
+    fs::remove_file(out.join(JOURNAL))?;
+    Ok(result)
+}
+
+fn hold(out: &Path) -> Result<Folder> {
+    Folder::hold(out).map_err(|error| match error {
+        Locked::ByAnother => anyhow::anyhow!("another program works in {}", out.display()),
+        Locked::System(error) => anyhow::anyhow!("cannot use {}: {error}", out.display()),
+    })
+}
+
+/// Makes `out` the folder of this experiment.
+fn claim(out: &Path, experiment: &Experiment) -> Result<()> {
+    let path = out.join(EXPERIMENT_FILE);
+    let text = toml::to_string(experiment)?;
+    match fs::read_to_string(&path) {
+        Ok(there) if there == text => Ok(()),
+        Ok(_) => bail!("{} is of another experiment: choose another folder", path.display()),
+        Err(_) => {
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        }
+    }
+}
+
+/// Everything that a run needs.
+struct Stage {
+    world: World<Team>,
+    judge: Judge,
+    people: Arc<People>,
+    threads: usize,
+}
+
+impl Stage {
+    fn set(experiment: &Experiment, out: &Path, threads: usize) -> Result<Self> {
+        let base = Base::open(&experiment.model.dir, BaseOptions::default())?;
+        let config = experiment.run_config(base.local.digests)?;
+        let layout = Arc::new(Layout::new(&base.local.config, &config.lora)?);
+        let state = RunState::first(&config, Arc::clone(&layout));
+        let coordinator = Coordinator::new(config, layout, state)?;
+
+        let corpus = Corpus::read(&experiment.data, &base)?;
+        let mut journal = Journal::open(&out.join(JOURNAL))?;
+        let tokens: usize = (0..corpus.sources.len()).map(|source| corpus.tokens(source)).sum();
+        let begun =
+            format!("{:?} {} texts {tokens} tokens", base.local.digests, corpus.documents.len());
+        journal.result(begun.as_bytes(), || Ok(Vec::new()))?;
+
+        let people = Arc::new(People::new(experiment, corpus)?);
+        let options = TrainerOptions { threads, ..TrainerOptions::default() };
+        let trainer = LocalTrainer::new(Arc::clone(&base.model), options)?;
+        let team = Team::new(Arc::clone(&people), trainer, journal);
+        let trace = match &experiment.population.trace {
+            Some(path) => read_trace(path)?,
+            None => Vec::new(),
+        };
+        let roster = Roster { people: Arc::clone(&people), model: base.local.clone(), trace };
+        let (behaviour, seed) = (experiment.behaviour, experiment.seed());
+        let world = World::populated(coordinator, roster, team, behaviour, &seed);
+        let judge = Judge::new(experiment, base, Arc::clone(&people), threads)?;
+        Ok(Self { world, judge, people, threads })
+    }
+
+    /// Runs to the end, and tells every round.
+    fn run(&mut self, experiment: &Experiment, out: &Path) -> Result<Recorder> {
+        let style =
+            ProgressStyle::with_template("{bar:30} round {pos} of {len}, {eta} left, {msg}")?;
+        let bar = ProgressBar::new(experiment.run.rounds.into()).with_style(style);
+        bar.enable_steady_tick(Duration::from_millis(500));
+        let mut recorder = Recorder::new(experiment, out)?;
+        while let Some(summary) = self.world.next_round(LONGEST)? {
+            let row = recorder.round(&summary, self)?;
+            bar.set_position(row.version);
+            if let Some(loss) = row.holdout_loss.or(row.train_loss) {
+                bar.set_message(format!("{} updates, loss {loss:.3}", row.accepted));
+            }
+            if self.world.trainer().journal.is_old() {
+                // What comes from the journal says nothing about the time that is left.
+                bar.reset_eta();
+            }
+        }
+        bar.finish_and_clear();
+        Ok(recorder)
+    }
+
+    fn adapter(&self) -> Adapter {
+        self.world.coordinator().state().adapter.clone()
+    }
+
+    /// Writes the adapter as a PEFT directory.
+    fn export(&self, experiment: &Experiment, dir: &Path) -> Result<()> {
+        let base = experiment.model.dir.display().to_string();
+        let peft = to_peft(&self.adapter(), &experiment.lora, &base);
+        let write = || {
+            fs::create_dir_all(dir)?;
+            fs::write(dir.join(WEIGHTS_FILE), &peft.weights)?;
+            fs::write(dir.join(CONFIG_FILE), &peft.config)
+        };
+        write().with_context(|| format!("cannot write the adapter to {}", dir.display()))
+    }
+}
+
+fn read_trace(path: &Path) -> Result<Vec<Nature>> {
+    let reading = || format!("cannot use the trace {}", path.display());
+    let mut rows = csv::Reader::from_path(path).with_context(reading)?;
+    let natures = rows.deserialize().collect::<Result<Vec<Nature>, _>>().with_context(reading)?;
+    ensure!(!natures.is_empty(), "the trace {} has no device", path.display());
+    let wrong = natures.iter().position(|nature| !nature.is_valid());
+    if let Some(row) = wrong {
+        bail!(
+            "{} line {}: use probabilities from 0 to 1, and other numbers that are not negative",
+            path.display(),
+            row + 2
+        );
+    }
+    Ok(natures)
+}
+
+fn describe(summary: &Summary, out: &Path) -> String {
+    let mut lines = vec![format!(
+        "{} rounds in {:.0} s of virtual time, {} updates of {} clients out of {}, {} drop-outs",
+        summary.version,
+        summary.virtual_s,
+        summary.updates,
+        summary.participants,
+        summary.clients,
+        summary.drop_outs,
+    )];
+    lines.push("loss on held-out text   all tokens  mean  median  worst tenth".to_owned());
+    let spreads = [
+        ("base model", summary.base),
+        ("federated adapter", summary.federated),
+        ("and own steps", summary.personal),
+    ];
+    for (name, spread) in spreads {
+        if let Some(Spread { pooled, mean, median, worst_decile, .. }) = spread {
+            lines.push(format!(
+                "{name:<23} {pooled:>9.4} {mean:>7.4} {median:>7.4} {worst_decile:>9.4}"
+            ));
+        }
+    }
+    if let (Some(spread), worse) = (summary.federated, summary.worse_than_base) {
+        lines.push(format!("worse than the base model for {worse} of {} clients", spread.clients));
+    }
+    if let Some(central) = &summary.central {
+        let more = 100.0 * (central.federated_over_central - 1.0);
+        lines.push(format!(
+            "training in one place, {} steps: {:.4}; federated: {more:+.1}%",
+            central.steps, central.best
+        ));
+    }
+    lines.push(format!("written to {}", out.display()));
+    lines.join("\n")
+}
+
+#[allow(clippy::print_stdout, reason = "the result of the command")]
+fn say(text: &str) {
+    println!("{text}");
+}

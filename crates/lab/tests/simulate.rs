@@ -1,0 +1,86 @@
+//! `floret-lab simulate` on the quickstart's texts: the real program, and the same files every time.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+fn experiment() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/quickstart.toml")
+}
+
+fn simulate(out: &Path, threads: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_floret-lab"));
+    let args = ["simulate", "--json", "--seed", "9", "--threads", threads, "--out"];
+    command.args(args).arg(out).arg(experiment());
+    command
+}
+
+fn run(out: &Path, threads: &str) -> Value {
+    let output = simulate(out, threads).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Every file by name but the one that tells of this machine.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            found.extend(files(&path).into_iter().map(|(of, bytes)| (name.clone() + &of, bytes)));
+        } else if name != "wall.json" {
+            found.insert(name, fs::read(path).unwrap());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_same_seed_gives_the_same_files_for_any_number_of_threads_and_after_kills() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, broken] = ["whole", "broken"].map(|name| folder.path().join(name));
+    let summary = run(&whole, "1");
+    let want = files(&whole);
+    let names = ["rounds.jsonl", "rounds.csv", "updates.csv", "clients.csv", "experiment.toml"];
+    assert!(names.iter().all(|name| want.contains_key(*name)), "{:?}", want.keys());
+    assert!(want.contains_key("adapteradapter_config.json") && !want.contains_key("journal"));
+    assert_eq!((&summary["completed"], &summary["version"]), (&true.into(), &4.into()));
+    let loss = |name: &str| summary[name]["pooled"].as_f64().unwrap();
+    assert!(loss("federated") < loss("base") && loss("personal") < loss("federated"), "{summary}");
+
+    // Killed once the journal has grown, until it gets to its end.
+    let journal = broken.join("journal");
+    let mut kills = 0;
+    for wanted in [20_000, 90_000, 180_000] {
+        let mut child = simulate(&broken, "2").spawn().unwrap();
+        while fs::metadata(&journal).map_or(0, |of| of.len()) < wanted {
+            assert!(child.try_wait().unwrap().is_none(), "it was over before {wanted} bytes");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    assert_eq!((run(&broken, "2"), kills), (summary.clone(), 3));
+    let got = files(&broken);
+    for (name, bytes) in &want {
+        assert!(got.get(name) == Some(bytes), "{name} differs");
+    }
+    assert_eq!(got.len(), want.len());
+    // What came from the journal was not trained again.
+    let wall: Value = serde_json::from_slice(&fs::read(broken.join("wall.json")).unwrap()).unwrap();
+    assert!(wall["trainings"].as_u64().unwrap() < summary["updates"].as_u64().unwrap(), "{wall}");
+
+    // A complete folder is only read; one of another experiment is refused.
+    assert_eq!(run(&broken, "1"), summary);
+    let other = simulate(&broken, "1").args(["--seed", "10"]).output().unwrap();
+    assert!(!other.status.success());
+}
