@@ -78,8 +78,10 @@ impl Service {
             let until = begun + earliest.min(self.turnstile.patience);
             if !self.turnstile.turned(seen, until).await {
                 let waited = begun.elapsed();
-                let [earliest, latest] = [earliest, latest].map(|end| end.saturating_sub(waited));
-                return Ok(Reply::ComeBack { earliest, latest });
+                let left = earliest.saturating_sub(waited);
+                // It has waited its time here: it asks again at once.
+                let latest = if left.is_zero() { left } else { latest.saturating_sub(waited) };
+                return Ok(Reply::ComeBack { earliest: left, latest });
             }
             asking = self.turnstile.asking.acquire().await.ok();
         }

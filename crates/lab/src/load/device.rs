@@ -20,6 +20,8 @@ use super::tally::describe;
 
 /// Longest time that a device which vanished stays away.
 const ABSENCE: Duration = Duration::from_secs(2);
+/// What a handshake may take while others shake hands too.
+const HANDSHAKE: Duration = Duration::from_millis(100);
 /// Tries of a report that is sent once more: its connection may be lost meanwhile.
 const REPEAT_TRIES: u32 = 3;
 
@@ -38,7 +40,7 @@ struct State {
     nature: Nature,
     /// Ends this life.
     life: CancellationToken,
-    /// Held until the first call of a life is done.
+    /// Held until the first call of a life is done, or for [`HANDSHAKE`].
     door: Option<OwnedSemaphorePermit>,
     /// The mishap that explains errors until a call succeeds.
     excuse: Option<&'static str>,
@@ -77,6 +79,7 @@ impl LoadDevice {
         loop {
             let Ok(door) = Arc::clone(&self.fleet.doors).acquire_owned().await else { return };
             let life = self.begin_life(door);
+            self.fleet.repeats.spawn(Arc::clone(&self).open_door());
             let ended = match self.driver() {
                 Ok(driver) => driver.run(life).await,
                 Err(error) => {
@@ -100,6 +103,12 @@ impl LoadDevice {
         state.life = self.fleet.stop.child_token();
         state.door = Some(door);
         state.life.clone()
+    }
+
+    /// Lets the next device in: a check-in may wait at the server for long.
+    async fn open_door(self: Arc<Self>) {
+        tokio::time::sleep(HANDSHAKE).await;
+        self.lock().door = None;
     }
 
     /// How long it stays away.
