@@ -17,6 +17,8 @@ use crate::metrics::Metrics;
 
 /// Most check-ins that ask the driver at once when the run turns.
 const ASKING: usize = 64;
+/// Most check-ins that wait: of more devices, the others come back by themselves, spread over time.
+const WAITING: usize = 256;
 
 /// Where check-ins wait.
 #[derive(Debug)]
@@ -24,6 +26,7 @@ pub(crate) struct Turnstile {
     turns: watch::Receiver<Turn>,
     /// All who wait are woken at once, and must not fill the driver's queue.
     asking: Semaphore,
+    places: Semaphore,
     shutdown: CancellationToken,
     /// Longest wait.
     patience: Duration,
@@ -49,11 +52,13 @@ impl Turnstile {
         shutdown: CancellationToken,
     ) -> Self {
         let asking = Semaphore::new((queue_length / 2).clamp(1, ASKING));
-        Self { turns, asking, shutdown, patience, metrics }
+        let places = Semaphore::new(WAITING);
+        Self { turns, asking, places, shutdown, patience, metrics }
     }
 
     /// Waits until the run has turned since `seen`; false if it has not by `until`, or will not.
     async fn turned(&self, seen: Turn, until: Instant) -> bool {
+        let Ok(_place) = self.places.try_acquire() else { return false };
         self.metrics.check_ins_waiting.inc();
         let _waiting = Waiting(&self.metrics);
         let mut turns = self.turns.clone();

@@ -114,7 +114,7 @@ fn free_addresses() -> Result<[SocketAddr; 2]> {
 
 /// When a device without work comes back, in seconds: so rarely that so many of them are no load.
 pub(super) fn retry_window_s(devices: u32) -> [f64; 2] {
-    let earliest = (f64::from(devices) / CHECK_INS_PER_S).max(1.0);
+    let earliest = (f64::from(devices) / CHECK_INS_PER_S).max(0.05);
     [earliest, 2.0 * earliest]
 }
 
