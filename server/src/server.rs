@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use floret_aggregator::coordinator::Status;
 use floret_aggregator::ledger::{Scribe, Settings};
 use floret_aggregator::{Coordinator, InvalidRun, RunEnd};
-use floret_core::payload::Compression;
 use floret_core::{Layout, Payload, Round};
 use floret_store::{Folder, Locked};
 use tokio::net::TcpListener;
@@ -113,7 +112,7 @@ impl Server {
         let payload_max = Payload::max_bytes(coordinator.layout());
         let run_config = coordinator.config();
         let steps = Some(run_config.aggregation.download_compression);
-        let steps = steps.filter(|compression| *compression != Compression::None);
+        let steps = steps.filter(|compression| !compression.is_none());
         let compressions = [run_config.compression].into_iter().chain(steps).collect();
         let (metrics, limits) = (Arc::new(Metrics::new()), config.limits.clone());
         let run = coordinator.config().run.clone();

@@ -8,7 +8,7 @@
 //! half: p = C(v + δ), δ ← v + δ - p).
 
 use floret_core::adapter::InvalidAdapter;
-use floret_core::payload::{Compression, InvalidDelta};
+use floret_core::payload::InvalidDelta;
 use floret_core::seed::Purpose;
 use floret_core::{Adapter, Payload, Round, Seed};
 use std::ops::Range;
@@ -72,7 +72,7 @@ pub fn advance(
         values.iter_mut().zip(unsent).for_each(|(value, rest)| *value += rest);
     }
     let compression = aggregation.download_compression;
-    if compression == Compression::None {
+    if compression.is_none() {
         let adapter = Adapter::new(Arc::clone(layout), values)?;
         return Ok(After { adapter, moments, unsent: None, step: None });
     }
@@ -95,6 +95,7 @@ pub fn advance(
 
 #[cfg(test)]
 mod tests {
+    use floret_core::payload::Compression;
     use proptest::prelude::*;
 
     use super::*;

@@ -123,13 +123,8 @@ pub struct Aggregation {
     pub server_optimizer: ServerOptimizer,
     /// How the adapter's steps are encoded for devices that hold an earlier version: what they hold
     /// then is what everyone holds.
-    #[serde(skip_serializing_if = "is_none")]
+    #[serde(skip_serializing_if = "Compression::is_none")]
     pub download_compression: Compression,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
-fn is_none(compression: &Compression) -> bool {
-    *compression == Compression::None
 }
 
 impl Default for Aggregation {

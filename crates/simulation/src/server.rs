@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply, RoundSummary, Store};
+use floret_aggregator::{
+    Coordinator, Input, MemoryStore, Record, Rejection, Reply, RoundSummary, Store,
+};
 use floret_core::{ClientId, Time};
 
 /// Starts a server again, from what its store holds, at a time.
@@ -24,6 +26,14 @@ pub(crate) enum Unanswered {
     Rejected(Rejection),
     /// The server went down before it answered.
     Lost,
+}
+
+impl Server<MemoryStore> {
+    /// One that nothing takes down.
+    pub(crate) fn in_memory(coordinator: Coordinator) -> Self {
+        let store = MemoryStore::new(coordinator.config());
+        Self::new(coordinator, store, None)
+    }
 }
 
 impl<S: Store> Server<S> {

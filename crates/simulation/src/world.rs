@@ -90,8 +90,7 @@ impl<T: Trainer> World<T> {
         behaviour: Behaviour,
         seed: &Seed,
     ) -> Self {
-        let store = MemoryStore::new(coordinator.config());
-        let server = Server::new(coordinator, store, None);
+        let server = Server::in_memory(coordinator);
         let devices = sessions.into_iter().map(|session| (session, DeviceStore::none()));
         let crowd = Crowd::of_residents(devices.collect(), behaviour, seed);
         Self::begin(server, crowd, trainer, seed)
@@ -107,8 +106,7 @@ impl<T: Trainer> World<T> {
         behaviour: Behaviour,
         seed: &Seed,
     ) -> Self {
-        let store = MemoryStore::new(coordinator.config());
-        let server = Server::new(coordinator, store, None);
+        let server = Server::in_memory(coordinator);
         let crowd = Crowd::of_population(Box::new(population), behaviour, seed);
         Self::begin(server, crowd, trainer, seed)
     }

@@ -60,6 +60,12 @@ impl Codec {
 }
 
 impl Compression {
+    /// Whether values are sent as they are.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+
     /// What a device must speak for it.
     #[must_use]
     pub fn codec(self) -> Codec {
