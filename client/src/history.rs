@@ -49,6 +49,8 @@ pub enum Outcome {
     Counted {
         /// The weight that it got.
         weight: u32,
+        /// Bytes of adapters that the server says it sent here since the update before.
+        downloaded: u64,
         /// The server's signature of the receipt.
         signature: Signature,
     },
@@ -72,13 +74,16 @@ impl Sent {
     /// The receipt that it was given, if it counts.
     #[must_use]
     pub fn receipt(&self) -> Option<(Receipt, Signature)> {
-        let Outcome::Counted { weight, signature } = &self.outcome else { return None };
+        let Outcome::Counted { weight, downloaded, signature } = &self.outcome else {
+            return None;
+        };
         let receipt = Receipt {
             round: self.round,
             payload_digest: self.payload,
             payload_bytes: self.bytes,
             num_examples: self.examples,
             weight: *weight,
+            downloaded_bytes: *downloaded,
         };
         Some((receipt, *signature))
     }
@@ -173,10 +178,10 @@ mod tests {
             };
             if round != 2 {
                 let signature = Signature([0; 64]);
-                sent.outcome = Outcome::Counted { weight: 7, signature };
+                sent.outcome = Outcome::Counted { weight: 7, downloaded: 800, signature };
                 let receipt = sent.receipt().unwrap().0;
                 let signature = receipt.sign(&sent.run, &sent.client, &key);
-                sent.outcome = Outcome::Counted { weight: 7, signature };
+                sent.outcome = Outcome::Counted { weight: 7, downloaded: 800, signature };
             }
             let (line, next) = sent.line();
             text += &(line + "\n");

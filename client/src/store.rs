@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use floret_core::chain::Head;
-use floret_core::{ClientId, ClientUpdate, Digest, Payload, Round, RunId, Time, Version, json};
+use floret_core::{
+    ClientId, ClientUpdate, Digest, Payload, Round, RunId, SignedReceipt, Time, Version, json,
+};
 use floret_device::session::{Outcome as Settled, Record};
 use floret_device::{Kept, Pending, Residual};
 use floret_store::lines::{Lines, Tail};
@@ -190,8 +192,9 @@ impl floret_device::Store for DeviceStore {
             match record {
                 Record::Encoded(pending) => self.keep(pending)?,
                 Record::Settled { outcome: Settled::Acknowledged(signed), .. } => {
-                    let (weight, signature) = (signed.receipt.weight, signed.signature);
-                    self.settle(Outcome::Counted { weight, signature })?;
+                    let SignedReceipt { receipt, signature } = signed;
+                    let (weight, downloaded) = (receipt.weight, receipt.downloaded_bytes);
+                    self.settle(Outcome::Counted { weight, downloaded, signature: *signature })?;
                 }
                 Record::Settled { outcome: Settled::Refused(reason), .. } => {
                     self.settle(Outcome::Refused { reason: reason.clone() })?;

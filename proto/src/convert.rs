@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use floret_core::base::BaseDigests;
 use floret_core::lora::TargetModule;
-use floret_core::payload::{Bits, Codec, Compression, Sparse};
+use floret_core::payload::{Bits, Codec, Compression, Linear, Sparse};
 use floret_core::plan::TrainingConfig;
 use floret_core::scope::Freeze;
 use floret_core::{Digest, LoraConfig, Plan, Receipt, Round, RunId, Seed, Signature, Version};
@@ -49,6 +49,7 @@ impl From<Codec> for v1::Compression {
             Codec::Int8 => Self::Int8,
             Codec::Bits => Self::Bits,
             Codec::Sparse => Self::Sparse,
+            Codec::Linear => Self::Linear,
         }
     }
 }
@@ -61,6 +62,7 @@ pub fn codec(value: i32) -> Option<Codec> {
         Ok(v1::Compression::Int8) => Some(Codec::Int8),
         Ok(v1::Compression::Bits) => Some(Codec::Bits),
         Ok(v1::Compression::Sparse) => Some(Codec::Sparse),
+        Ok(v1::Compression::Linear) => Some(Codec::Linear),
         Ok(v1::Compression::Unspecified) | Err(_) => None,
     }
 }
@@ -81,6 +83,11 @@ fn compression(plan: &v1::Plan) -> Result<Compression, InvalidMessage> {
             let sparse = Sparse::new(u16::try_from(sparse.per_mille).unwrap_or(u16::MAX));
             sparse.map(Compression::Sparse).map_err(|error| invalid("sparse", format!("{error}")))
         }
+        Some(Codec::Linear) => {
+            let linear = plan.linear.ok_or_else(|| invalid("linear", "is missing"))?;
+            let linear = Linear::new(small(linear.word_bits), small(linear.segments));
+            linear.map(Compression::Linear).map_err(|error| invalid("linear", format!("{error}")))
+        }
         None => Err(invalid("compression", "is not one that this build knows")),
     }
 }
@@ -93,6 +100,11 @@ fn bits(compression: Compression) -> Option<v1::Bits> {
 fn sparse(compression: Compression) -> Option<v1::Sparse> {
     let Compression::Sparse(sparse) = compression else { return None };
     Some(v1::Sparse { per_mille: sparse.per_mille().into() })
+}
+
+fn linear(compression: Compression) -> Option<v1::Linear> {
+    let Compression::Linear(linear) = compression else { return None };
+    Some(v1::Linear { word_bits: linear.word_bits().into(), segments: linear.segments().into() })
 }
 
 impl From<Plan> for v1::Plan {
@@ -120,6 +132,8 @@ impl From<Plan> for v1::Plan {
             bits: bits(plan.compression),
             sparse: sparse(plan.compression),
             error_feedback: plan.error_feedback,
+            linear: linear(plan.compression),
+            summands: plan.summands,
         }
     }
 }
@@ -148,6 +162,7 @@ impl TryFrom<v1::Plan> for Plan {
             compression,
             error_feedback: plan.error_feedback,
             clip_norm: plan.clip_norm,
+            summands: plan.summands,
             seed: Seed(seed),
             report_within: Duration::from_millis(plan.report_within_ms),
         })
@@ -403,6 +418,7 @@ pub fn report_response(receipt: &Receipt, signature: &Signature) -> v1::ReportRe
         weight: receipt.weight,
         payload_bytes: receipt.payload_bytes,
         num_examples: receipt.num_examples,
+        downloaded_bytes: receipt.downloaded_bytes,
         signature: signature.0.to_vec(),
     }
 }
@@ -420,6 +436,7 @@ pub fn receipt(message: &v1::ReportResponse) -> Result<(Receipt, Signature), Inv
         payload_bytes: message.payload_bytes,
         num_examples: message.num_examples,
         weight: message.weight,
+        downloaded_bytes: message.downloaded_bytes,
     };
     Ok((receipt, Signature(signature)))
 }
@@ -461,6 +478,7 @@ mod tests {
             compression: Compression::Int8,
             error_feedback: 0.5,
             clip_norm: 0.5,
+            summands: 13,
             seed: Seed::from_number(1),
             report_within: Duration::from_millis(12_345),
         }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use floret_aggregator::RunConfig;
+use floret_aggregator::auto::{Choice, CompressionSetting};
 use floret_aggregator::config::{Aggregation, BufferedConfig, CohortConfig};
 pub use floret_aggregator::sections::{ModeName, TimingSection};
 use floret_core::base::BaseDigests;
@@ -106,7 +107,7 @@ pub struct RunSection {
     /// When a round closes.
     pub mode: ModeName,
     /// How devices encode their deltas.
-    pub compression: Compression,
+    pub compression: CompressionSetting,
     /// What devices keep of what their encodings left out.
     pub error_feedback: f32,
     /// Rounds whose updates are kept after they closed.
@@ -270,12 +271,18 @@ impl Config {
         }
     }
 
-    /// The run's settings, for a base model of these digests.
+    /// The run's settings, for a base model of these digests and an adapter of `values` values; with
+    /// `run.compression = "auto"`, and what that chose.
     ///
     /// # Errors
     /// No seed, neither in the settings nor in its file.
-    pub fn run_config(&self, home: &Home, base: BaseDigests) -> Result<RunConfig, ConfigError> {
-        Ok(RunConfig {
+    pub fn run_config(
+        &self,
+        home: &Home,
+        base: BaseDigests,
+        values: usize,
+    ) -> Result<(RunConfig, Option<Choice>), ConfigError> {
+        let mut config = RunConfig {
             run: self.run.name.clone(),
             rounds: self.run.rounds,
             max_abandoned: self.run.max_abandoned,
@@ -286,13 +293,15 @@ impl Config {
             base,
             lora: self.lora.clone(),
             training: self.training.clone(),
-            compression: self.run.compression,
+            compression: Compression::None,
             error_feedback: self.run.error_feedback,
             mode: self.run.mode.with(self.buffered),
             cohort: self.cohort,
             timing: self.timing.timing(),
             aggregation: self.aggregation,
-        })
+        };
+        let choice = self.run.compression.apply(&mut config, values, None);
+        Ok((config, choice))
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use floret_aggregator::coordinator::Status;
-use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply, Store as _};
+use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply, Steps, Store as _};
 use floret_core::{Adapter, ClientId, Digest, Version};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
@@ -18,7 +18,6 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::record_log;
 use crate::service::transfers::Room;
-use crate::steps::Steps;
 use crate::store::{RunStore, StoreError};
 
 /// Longest wait of the driver, and least age at which a status is published anew without news.

@@ -41,6 +41,8 @@ struct RunMetrics {
     updates_refused: Counter,
     assignments_declined: Counter,
     drop_outs: Counter,
+    update_bytes: Counter,
+    adapter_bytes: Counter,
     version: Gauge,
     round: Gauge,
     population: Gauge,
@@ -128,6 +130,8 @@ impl Metrics {
             ("updates_refused", "Updates that were refused", &run.updates_refused),
             ("assignments_declined", "Assignments declined", &run.assignments_declined),
             ("drop_outs", "Assignments never answered", &run.drop_outs),
+            ("update_bytes", "Bytes of the updates that counted", &run.update_bytes),
+            ("adapter_bytes", "Bytes of adapters sent for those", &run.adapter_bytes),
         ] {
             registry.register(name, help, counter.clone());
         }
@@ -178,6 +182,8 @@ impl Metrics {
         set(&run.updates_refused, totals.updates_refused);
         set(&run.assignments_declined, totals.assignments_declined);
         set(&run.drop_outs, totals.drop_outs);
+        set(&run.update_bytes, totals.bytes_up);
+        set(&run.adapter_bytes, totals.bytes_down);
         let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         run.version.set(status.version.cast_signed());
         run.round.set(status.round.into());

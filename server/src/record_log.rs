@@ -15,7 +15,15 @@ pub(crate) fn log(record: &Record) {
         Record::DroppedOut { client } => info!(%client, "work given up: no report came in time"),
         Record::Accepted { client, receipt, .. } => {
             let payload = receipt.payload_digest.short();
-            info!(round = %receipt.round, %client, weight = receipt.weight, payload, "update accepted");
+            info!(
+                round = %receipt.round,
+                %client,
+                weight = receipt.weight,
+                payload,
+                bytes_up = receipt.payload_bytes,
+                bytes_down = receipt.downloaded_bytes,
+                "update accepted"
+            );
         }
         Record::Refused { client, code, reason } => {
             warn!(%client, reason = code, detail = reason, "update refused");
@@ -42,6 +50,8 @@ fn closed(summary: &RoundSummary, what: &'static str) {
         selected = summary.selected.len(),
         accepted = summary.accepted.len(),
         weight = summary.weight,
+        bytes_up = summary.bytes_up(),
+        bytes_down = summary.bytes_down(),
         refused = summary.refused.len(),
         declined = summary.declined.len(),
         dropped_out = summary.dropped_out.len(),

@@ -138,6 +138,7 @@ impl Server {
             scribe,
             run,
             transfers: Arc::new(Transfers::new(most, bytes, request_timeout)),
+            downloads: Arc::default(),
             incoming: Arc::clone(&incoming),
             turnstile,
             calls: Queue::default(),
@@ -279,9 +280,12 @@ impl Prepared {
     fn read(home: &Home, config: &Config) -> Result<Self, ServerError> {
         config.validate()?;
         let base = BaseModel::read(&config.model_dir(home))?;
-        let run = config.run_config(home, base.digests)?;
-        run.validate()?;
         let layout = Layout::new(&base.config, &config.lora).map_err(InvalidRun::from)?;
+        let (run, choice) = config.run_config(home, base.digests, layout.len())?;
+        run.validate()?;
+        if let Some(choice) = choice {
+            info!("run.compression is {choice}");
+        }
         let layout = Arc::new(layout);
         authority::renew_server(home, &config.server.hosts)?;
         let tls = tls::server_config(home)?;

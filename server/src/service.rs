@@ -1,6 +1,6 @@
 //! The gRPC service: what comes in is checked here, decided by the driver, and answered here.
 
-mod download;
+pub(crate) mod download;
 pub(crate) mod incoming;
 mod refusal;
 pub(crate) mod transfers;
@@ -28,6 +28,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::driver::{DriverHandle, NoAnswer, Published};
 use crate::metrics::Metrics;
 use crate::patience::Patience;
+use download::Downloads;
 use incoming::{Incoming, Key};
 use refusal::Refusal;
 use transfers::{Queue, Room, Transfers};
@@ -45,6 +46,8 @@ pub(crate) struct Service {
     pub(crate) run: RunId,
     /// Room for adapters and updates in flight: memory does not grow with the cohort.
     pub(crate) transfers: Arc<Transfers>,
+    /// What went down to whom.
+    pub(crate) downloads: Arc<Downloads>,
     /// What came of uploads that broke.
     pub(crate) incoming: Arc<Incoming>,
     /// Where check-ins wait.
@@ -95,8 +98,10 @@ impl Federation for Service {
         &self,
         request: Request<v1::FetchAdapterRequest>,
     ) -> Result<Response<Self::FetchAdapterStream>, Status> {
+        let client = identity(&request)?;
         let request = self.heard(request);
-        let stream = self.send_adapter(request).await.map_err(|refusal| self.refuse(refusal))?;
+        let stream =
+            self.send_adapter(client, request).await.map_err(|refusal| self.refuse(refusal))?;
         self.metrics.answered("fetch-adapter");
         Ok(Response::new(Box::pin(stream)))
     }

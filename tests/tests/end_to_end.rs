@@ -187,15 +187,16 @@ fn simulated_digest(names: &[&str]) -> Digest {
     let mut stage = Stage::with_toy_model();
     toy_settings(&mut stage, 3, 4);
     let local = stage.local_model();
+    let layout = Arc::new(Layout::new(&local.config, &stage.config.lora).unwrap());
+    let (config, _) = stage.config.run_config(stage.home(), local.digests, layout.len()).unwrap();
     let config = RunConfig {
         timing: Timing {
             report_deadline: LONG,
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_secs(2),
         },
-        ..stage.config.run_config(stage.home(), local.digests).unwrap()
+        ..config
     };
-    let layout = Arc::new(Layout::new(&local.config, &config.lora).unwrap());
     let state = RunState::first(&config, Arc::clone(&layout));
     let coordinator = Coordinator::new(config, layout, state).unwrap();
     let session =

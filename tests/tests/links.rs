@@ -28,7 +28,7 @@ const SLACK: u64 = 64 * 1024;
 fn single(hidden: u32) -> Stage {
     let mut stage = Stage::with_toy_model_of(hidden);
     stage.config.run.rounds = 1;
-    stage.config.run.compression = Compression::None;
+    stage.config.run.compression = Compression::None.into();
     stage.config.cohort = CohortConfig { size: 1, quorum: 1, ..CohortConfig::default() };
     stage
 }

@@ -34,7 +34,9 @@ fn as_text(history: &[Sent], verified: bool) -> String {
     let mut text = String::new();
     for sent in history {
         let outcome = match &sent.outcome {
-            Outcome::Counted { weight, .. } => format!("counted, weight {weight}"),
+            Outcome::Counted { weight, downloaded, .. } => {
+                format!("counted, weight {weight}, {downloaded} bytes came down for it")
+            }
             Outcome::Refused { reason } => format!("refused: {reason}"),
         };
         let (round, bytes, payload) = (sent.round, sent.bytes, sent.payload.short());

@@ -8,7 +8,7 @@
 //! half: p = C(v + δ), δ ← v + δ - p).
 
 use floret_core::adapter::InvalidAdapter;
-use floret_core::payload::InvalidDelta;
+use floret_core::payload::{Encoder, InvalidDelta};
 use floret_core::seed::Purpose;
 use floret_core::{Adapter, Payload, Round, Seed};
 use std::ops::Range;
@@ -79,7 +79,8 @@ pub fn advance(
     let mut wanted: Vec<f32> = values.iter().zip(start).map(|(end, start)| end - start).collect();
     before.held.iter().for_each(|places| wanted[places.clone()].fill(0.0));
     let seed = Seed(before.adapter.digest().0).derive(Purpose::Rounding, round, None);
-    let step = Payload::encode(compression, layout, &wanted, &mut seed.stream())?;
+    let encoder = Encoder::new(compression, layout).leading_to(&values).with_feedback(round.0);
+    let step = encoder.encode(&wanted, &mut seed.stream())?;
     let Ok(sent) = step.decode(layout) else { unreachable!("what was encoded here decodes here") };
     let mut unsent: Vec<f32> =
         wanted.iter().zip(&sent).map(|(wanted, sent)| wanted - sent).collect();

@@ -108,6 +108,7 @@ mod tests {
                 payload_bytes: 1,
                 num_examples: 1,
                 weight: 1,
+                downloaded_bytes: 1,
             };
             Counted { client: client(name), receipt, staleness: 0 }
         };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use floret_core::base::BaseDigests;
 use floret_core::lora::InvalidLora;
-use floret_core::payload::Compression;
+use floret_core::payload::{Compression, Linear};
 use floret_core::plan::{InvalidTraining, TrainingConfig};
 use floret_core::scope::Freeze;
 use floret_core::{LoraConfig, RunId, Scope, Seed, Version};
@@ -147,13 +147,6 @@ impl Aggregation {
     pub fn needs_updates(&self) -> bool {
         self.combine.is_some() || self.measure_residual
     }
-
-    /// The weight of an update of a synchronous round that says it comes from `num_examples`: the
-    /// robust rules give each the same say.
-    #[must_use]
-    pub fn weight(&self, num_examples: u32) -> u32 {
-        if self.combine.is_some() { 1 } else { num_examples.min(self.max_examples) }
-    }
 }
 
 /// A setting that is out of range, or a combination that is forbidden.
@@ -268,7 +261,53 @@ impl RunConfig {
                 let accepted = "\"none\", \"int8\" or \"sparse…%\" with training.freeze";
                 refuse("aggregation.download_compression", down, accepted)
             }
+            (_, Compression::Linear(_)) => {
+                let accepted = "any other: one step goes down, and nothing is added to it";
+                refuse("aggregation.download_compression", down, accepted)
+            }
+            (Compression::Linear(linear), _) => self.validate_linear(linear),
             _ => Ok(()),
+        }
+    }
+
+    /// All updates of a round are added up, and nothing else is done with them.
+    fn validate_linear(&self, linear: Linear) -> Result<(), InvalidRun> {
+        let TrainingConfig { freeze, nested_ranks, .. } = self.training;
+        let summed = self.mode.is_synchronous() && !self.aggregation.needs_updates();
+        let (name, value) = ("run.compression", format!("\"{}\"", self.compression));
+        if !summed || nested_ranks || !freeze.is_none() {
+            let accepted = "another with run.mode = \"buffered\", aggregation.combine, \
+                            measure_residual, training.nested_ranks or training.freeze, which need \
+                            more than the sum of all updates";
+            return setting(name, value, accepted);
+        }
+        let summands = self.summands();
+        if !linear.holds(summands) {
+            let bits = summands.ilog2() + 1;
+            let accepted = format!(
+                "linear{bits} or more: a word holds the sum of the {summands} clients that \
+                 cohort.size and over_selection choose"
+            );
+            return setting(name, value, accepted);
+        }
+        Ok(())
+    }
+
+    /// The weight of an update of a synchronous round that says it comes from `num_examples`. The robust
+    /// rules give each the same say, and a sum of linear payloads has no weights.
+    #[must_use]
+    pub fn weight(&self, num_examples: u32) -> u32 {
+        let equal = self.aggregation.combine.is_some()
+            || matches!(self.compression, Compression::Linear(_));
+        if equal { 1 } else { num_examples.min(self.aggregation.max_examples) }
+    }
+
+    /// Most updates that make a version together.
+    #[must_use]
+    pub fn summands(&self) -> u32 {
+        match &self.mode {
+            Mode::Synchronous => self.cohort.selected(),
+            Mode::Buffered(buffered) => buffered.buffer.saturating_add(buffered.concurrency),
         }
     }
 

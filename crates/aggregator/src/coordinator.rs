@@ -3,14 +3,14 @@
 mod status;
 
 use floret_core::seed::Purpose;
-use floret_core::{ClientId, ClientUpdate, Digest, Layout, Plan, Round, RunId, Time, Version};
+use floret_core::{ClientId, Digest, Layout, Plan, Round, RunId, Time, Version};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::advance::{Before, advance};
 use crate::combine::residual::Residual;
 use crate::config::{InvalidRun, Mode, RunConfig};
-use crate::message::{Input, Record, Rejection, Reply, RoundSummary, Step};
+use crate::message::{Input, Record, Rejection, Reply, Report, RoundSummary, Step};
 use crate::phase::admission::{Standing, Terms, answer, repeat};
 use crate::phase::buffering::Buffering;
 use crate::phase::selecting::Selecting;
@@ -111,7 +111,7 @@ impl Coordinator {
     pub fn handle(&self, now: Time, client: &ClientId, input: Input) -> Step {
         match input {
             Input::CheckIn => self.check_in(now, client),
-            Input::Report { update, payload_digest } => self.report(client, update, payload_digest),
+            Input::Report(report) => self.report(client, report),
             Input::Standing { run, round, payload_digest } => {
                 answer(self.standing(now, client, run, round, payload_digest))
             }
@@ -169,15 +169,17 @@ impl Coordinator {
             compression: config.compression,
             error_feedback: config.feedback(),
             clip_norm: config.aggregation.clip_norm,
+            summands: config.summands(),
             seed: config.seed.derive(Purpose::ClientRound, round, Some(client)),
             report_within,
         }
     }
 
-    fn report(&self, client: &ClientId, update: ClientUpdate, payload_digest: Digest) -> Step {
-        let round = update.round;
+    fn report(&self, client: &ClientId, report: Report) -> Step {
+        let Report { update, payload_digest, .. } = &report;
+        let (round, payload_digest) = (update.round, *payload_digest);
         if update.run != self.config.run {
-            return answer(Err(Rejection::OtherRun(update.run)));
+            return answer(Err(Rejection::OtherRun(update.run.clone())));
         }
         // Bytes that changed on the way are the network's fault: they are sent again.
         let got = update.payload.digest();
@@ -188,9 +190,9 @@ impl Coordinator {
         let terms = Terms { config, layout, version };
         let step = match &self.phase {
             Phase::Training(training) if training.round == round => {
-                Some(training.report(terms, client, update, payload_digest))
+                Some(training.report(terms, client, report))
             }
-            Phase::Buffering(buffering) => buffering.report(terms, client, update, payload_digest),
+            Phase::Buffering(buffering) => buffering.report(terms, client, report),
             _ => None,
         };
         step.unwrap_or_else(|| match self.state.receipt(client, round) {

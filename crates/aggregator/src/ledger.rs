@@ -120,6 +120,12 @@ pub struct RoundEntry {
     pub adapter_after: Digest,
     /// Sum of the weights.
     pub weight: u64,
+    /// Bytes of the payloads that count.
+    #[serde(default)]
+    pub bytes_up: u64,
+    /// Bytes of adapters that went down for the updates that count.
+    #[serde(default)]
+    pub bytes_down: u64,
     /// How far the mean of factors is from that of their products, if it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub residual: Option<Residual>,
@@ -149,6 +155,9 @@ pub struct AcceptedEntry {
     pub payload: Digest,
     /// Length of its payload, in bytes.
     pub bytes: u64,
+    /// Bytes of adapters that went down to its client since its update before.
+    #[serde(default)]
+    pub downloaded: u64,
     /// Training examples that the device said are behind it.
     pub examples: u32,
     /// The weight that it got.
@@ -241,6 +250,7 @@ impl Scribe {
                 assigned: elsewhere.then_some(receipt.round),
                 payload: receipt.payload_digest,
                 bytes: receipt.payload_bytes,
+                downloaded: receipt.downloaded_bytes,
                 examples: receipt.num_examples,
                 weight: receipt.weight,
                 staleness: *staleness,
@@ -255,6 +265,8 @@ impl Scribe {
             adapter_before: summary.adapter_before,
             adapter_after,
             weight: summary.weight,
+            bytes_up: summary.bytes_up(),
+            bytes_down: summary.bytes_down(),
             residual: summary.residual,
             opened_at: summary.opened_at,
             selected: summary.selected.iter().map(name).collect(),

@@ -7,15 +7,18 @@
 //!
 //! # Layout
 //!
-//! - [`config`], [`mode`], [`sections`]: what a run is, and which settings are refused
+//! - [`config`], [`mode`], [`sections`]: what a run is, and which settings are refused; [`auto`]:
+//!   settings that are chosen for the user
 //! - [`coordinator`]: the state machine; [`phase`] holds one file for each phase
 //! - [`message`]: what goes in and what comes out
 //! - [`clipped`]: the only form in which a delta is ever summed
 //! - [`combine`], [`server_optimizer`]: the two axes of a strategy; [`advance`]: what they lead to
 //! - [`state`], [`store`]: what outlives a round, and where it is kept
+//! - [`steps`]: what leads from an adapter that a device holds to the current one
 //! - [`ledger`]: what is on the record; [`concerns`]: what people should hear of
 
 pub mod advance;
+pub mod auto;
 pub mod clipped;
 pub mod combine;
 pub mod concerns;
@@ -28,12 +31,14 @@ pub mod phase;
 pub mod sections;
 pub mod server_optimizer;
 pub mod state;
+pub mod steps;
 pub mod store;
 
 pub use clipped::{Admitted, ClippedDelta};
 pub use config::{InvalidRun, RunConfig};
 pub use coordinator::Coordinator;
-pub use message::{Counted, Input, Record, Rejection, Reply, RoundSummary, Step};
+pub use message::{Counted, Input, Record, Rejection, Reply, Report, RoundSummary, Step};
 pub use server_optimizer::Moments;
 pub use state::{Assignment, Assignments, RunEnd, RunState, Totals};
+pub use steps::Steps;
 pub use store::{MemoryStore, Store, UpdateSource};

@@ -17,12 +17,7 @@ pub enum Input {
     /// The client asks for work.
     CheckIn,
     /// The client returns its update.
-    Report {
-        /// The update.
-        update: ClientUpdate,
-        /// Digest of the payload, as the client computed it.
-        payload_digest: Digest,
-    },
+    Report(Report),
     /// The client asks whether its work still counts.
     Standing {
         /// The run.
@@ -39,6 +34,17 @@ pub enum Input {
         /// Its reason.
         reason: String,
     },
+}
+
+/// An update as it comes.
+#[derive(Debug)]
+pub struct Report {
+    /// The update.
+    pub update: ClientUpdate,
+    /// Digest of the payload, as the client computed it.
+    pub payload_digest: Digest,
+    /// Bytes of adapters that were sent to the client since its update before: the server's own count.
+    pub downloaded_bytes: u64,
 }
 
 /// What the coordinator decided. The reply is sent once every record is durable and applied.
@@ -276,6 +282,18 @@ impl RoundSummary {
     #[must_use]
     pub fn duration(&self) -> Duration {
         self.opened_at.until(self.closed_at)
+    }
+
+    /// Bytes of the payloads that count.
+    #[must_use]
+    pub fn bytes_up(&self) -> u64 {
+        self.accepted.iter().map(|counted| counted.receipt.payload_bytes).sum()
+    }
+
+    /// Bytes of adapters that went down for the updates that count.
+    #[must_use]
+    pub fn bytes_down(&self) -> u64 {
+        self.accepted.iter().map(|counted| counted.receipt.downloaded_bytes).sum()
     }
 }
 

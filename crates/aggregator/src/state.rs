@@ -70,6 +70,12 @@ pub struct Totals {
     pub assignments_declined: u64,
     /// Assignments that were never answered.
     pub drop_outs: u64,
+    /// Bytes of the payloads that counted in rounds that are over.
+    #[serde(default)]
+    pub bytes_up: u64,
+    /// Bytes of adapters that went down for those.
+    #[serde(default)]
+    pub bytes_down: u64,
 }
 
 /// How a run ended.
@@ -144,5 +150,7 @@ impl Totals {
         self.updates_refused += summary.refused.len() as u64;
         self.assignments_declined += summary.declined.len() as u64;
         self.drop_outs += summary.dropped_out.len() as u64;
+        self.bytes_up += summary.bytes_up();
+        self.bytes_down += summary.bytes_down();
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::BaseDigests;
 use crate::id::{Digest, Round, RunId, Version};
 use crate::lora::LoraConfig;
-use crate::payload::Compression;
+use crate::payload::{Compression, Shared};
 use crate::scope::Freeze;
 use crate::seed::Seed;
 
@@ -37,10 +37,26 @@ pub struct Plan {
     pub error_feedback: f32,
     /// L2 norm to which the server clips the decoded delta.
     pub clip_norm: f32,
+    /// Most updates that are added up with this one.
+    pub summands: u32,
     /// Root of this client's draws in this round; never the run's.
     pub seed: Seed,
     /// How long from now the report is waited for.
     pub report_within: Duration,
+}
+
+impl Plan {
+    /// What all clients that start from the same version share.
+    #[must_use]
+    pub fn shared(&self) -> Shared {
+        let [a, b, c, d, ..] = self.adapter_digest.0;
+        Shared {
+            summands: self.summands,
+            norm: self.clip_norm,
+            turn: self.version.0 as u32,
+            seed: u32::from_le_bytes([a, b, c, d]),
+        }
+    }
 }
 
 /// Local training: AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) on the LoRA factors.

@@ -33,6 +33,8 @@ pub struct Receipt {
     pub num_examples: u32,
     /// The weight that the update got.
     pub weight: u32,
+    /// Bytes of adapters that the server sent to the client since its update before.
+    pub downloaded_bytes: u64,
 }
 
 /// A receipt with the server's signature: what a device keeps of an update.
@@ -65,9 +67,11 @@ impl Receipt {
 
     /// What is signed: names hold no line break, so that no two receipts read alike.
     fn statement(&self, run: &RunId, client: &ClientId) -> Vec<u8> {
-        let Self { round, payload_digest, payload_bytes, num_examples, weight } = self;
+        let Self { round, payload_digest, payload_bytes, num_examples, weight, downloaded_bytes } =
+            self;
         format!(
-            "{run}\n{client}\n{round}\n{payload_digest}\n{payload_bytes}\n{num_examples}\n{weight}\n"
+            "{run}\n{client}\n{round}\n{payload_digest}\n{payload_bytes}\n{num_examples}\n{weight}\n\
+             {downloaded_bytes}\n"
         )
         .into_bytes()
     }
@@ -89,6 +93,7 @@ mod tests {
             payload_bytes: 9,
             num_examples: 5,
             weight: 4,
+            downloaded_bytes: 70,
         };
         let signature = receipt.sign(&run, &client, &key);
         let holds =
@@ -101,6 +106,7 @@ mod tests {
             Receipt { payload_bytes: 8, ..receipt.clone() },
             Receipt { num_examples: 6, ..receipt.clone() },
             Receipt { weight: 5, ..receipt.clone() },
+            Receipt { downloaded_bytes: 0, ..receipt.clone() },
         ] {
             assert!(!holds(&changed, &run, &client), "{changed:?}");
         }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use floret_core::ClientUpdate;
+use floret_core::payload::Encoder;
 use floret_core::seed::Purpose;
-use floret_core::{ClientUpdate, Payload};
 
 use crate::residual::Residual;
 use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
@@ -44,12 +45,13 @@ pub fn encode_update(
         return Err(TrainError::Unsupported(problem));
     }
     let mut rng = plan.seed.derive(Purpose::Rounding, plan.round, Some(&task.client)).stream();
+    let encoder = Encoder::new(plan.compression, layout).leading_to(after).shared(plan.shared());
     let encoded = if plan.error_feedback > 0.0 {
         let held = task.scope.outside(layout);
-        Residual::encode(residual, plan, layout, &held, delta, &mut rng)
+        Residual::encode(encoder, residual, plan, layout, &held, delta, &mut rng)
             .map(|(payload, residual)| (payload, Some(Arc::new(residual))))
     } else {
-        Payload::encode(plan.compression, layout, &delta, &mut rng).map(|payload| (payload, None))
+        encoder.encode(&delta, &mut rng).map(|payload| (payload, None))
     };
     let (payload, residual) =
         encoded.map_err(|error| TrainError::Unsupported(error.to_string()))?;

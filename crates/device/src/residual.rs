@@ -8,7 +8,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use floret_core::payload::InvalidDelta;
+use floret_core::payload::{Encoder, InvalidDelta};
 use floret_core::{Digest, Layout, Payload, Plan, RunId, Version};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
@@ -36,13 +36,14 @@ impl fmt::Debug for Residual {
 }
 
 impl Residual {
-    /// Encodes `delta` plus what `before` has for this plan; and what that leaves out. What `before` has
-    /// in the places of `held`, which may not change now, waits. Turns begin at a draw, so that devices
-    /// spread over the segments.
+    /// Encodes `delta` plus what `before` has for this plan with `encoder`; and what that leaves out. What
+    /// `before` has in the places of `held`, which may not change now, waits. Turns begin at a draw, so
+    /// that devices spread over the segments.
     ///
     /// # Errors
     /// A delta that cannot be encoded.
     pub(crate) fn encode(
+        encoder: Encoder<'_>,
         before: Option<&Self>,
         plan: &Plan,
         layout: &Layout,
@@ -60,7 +61,7 @@ impl Residual {
         let waiting: Vec<Vec<f32>> =
             held.iter().map(|places| delta[places.clone()].to_vec()).collect();
         held.iter().for_each(|places| delta[places.clone()].fill(0.0));
-        let payload = Payload::encode_with_feedback(plan.compression, layout, &delta, turn, rng)?;
+        let payload = encoder.with_feedback(turn).encode(&delta, rng)?;
         let decoded = payload.decode(layout);
         let decoded = decoded.unwrap_or_else(|error| unreachable!("encoded just now: {error}"));
         for (value, sent) in delta.iter_mut().zip(decoded) {

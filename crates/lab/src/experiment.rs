@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use floret_aggregator::RunConfig;
+use floret_aggregator::auto::{Choice, CompressionSetting};
 use floret_aggregator::config::{Aggregation, BufferedConfig, CohortConfig};
 use floret_aggregator::sections::{ModeName, TimingSection};
 use floret_core::base::BaseDigests;
@@ -72,7 +73,7 @@ pub struct RunSection {
     /// When a round closes.
     pub mode: ModeName,
     /// How devices encode their deltas.
-    pub compression: Compression,
+    pub compression: CompressionSetting,
     /// How much of what an update leaves out is added to the next, as in `server.toml`.
     pub error_feedback: f32,
     /// Root of every draw: the same gives the same results.
@@ -86,7 +87,7 @@ impl Default for RunSection {
             rounds: 10,
             max_abandoned: 5,
             mode: ModeName::default(),
-            compression: Compression::Int8,
+            compression: Compression::Int8.into(),
             error_feedback: 0.95,
             seed: 1,
         }
@@ -215,12 +216,18 @@ impl Experiment {
         Seed::from_number(self.run.seed)
     }
 
-    /// The run's settings, for a base model of these digests.
+    /// The run's settings, for a base model of these digests and an adapter of `values` values whose
+    /// cohorts come out of `population` clients; with `run.compression = "auto"`, and what that chose.
     ///
     /// # Errors
     /// Settings that a server would refuse.
-    pub fn run_config(&self, base: BaseDigests) -> Result<RunConfig> {
-        let config = RunConfig {
+    pub fn run_config(
+        &self,
+        base: BaseDigests,
+        values: usize,
+        population: usize,
+    ) -> Result<(RunConfig, Option<Choice>)> {
+        let mut config = RunConfig {
             run: self.run.name.clone(),
             rounds: self.run.rounds,
             max_abandoned: self.run.max_abandoned,
@@ -228,15 +235,17 @@ impl Experiment {
             base,
             lora: self.lora.clone(),
             training: self.training.clone(),
-            compression: self.run.compression,
+            compression: Compression::None,
             error_feedback: self.run.error_feedback,
             mode: self.run.mode.with(self.buffered),
             cohort: self.cohort,
             timing: self.timing.timing(),
             aggregation: self.aggregation,
         };
+        let setting = self.run.compression;
+        let choice = setting.apply(&mut config, values, Some(population as u64));
         config.validate()?;
-        Ok(config)
+        Ok((config, choice))
     }
 
     /// Checks the sections that `server.toml` does not have.

@@ -7,6 +7,7 @@
 //!
 //! - [`world`]: the event loop; [`server`] and [`device`]: who lives in it, and goes down and up again
 //! - [`crowd`]: which devices are there, out of a population of any size
+//! - `downloads`: what goes down, in bytes
 //! - [`toy`]: a trainer that needs no model
 //! - [`behaviour`], [`distribution`]: how devices differ from perfect ones, by seed
 
@@ -14,6 +15,7 @@ pub mod behaviour;
 pub mod crowd;
 pub mod device;
 pub mod distribution;
+mod downloads;
 pub mod server;
 pub mod toy;
 pub mod world;

@@ -7,6 +7,8 @@ use floret_aggregator::{
 };
 use floret_core::{ClientId, Time};
 
+use crate::downloads::Downloads;
+
 /// Starts a server again, from what its store holds, at a time.
 pub type Restart<S> = Box<dyn FnMut(Time) -> (Coordinator, S)>;
 
@@ -17,6 +19,7 @@ pub(crate) struct Server<S> {
     restart: Option<Restart<S>>,
     /// Rounds that closed and that nobody has looked at yet.
     pub(crate) closed: VecDeque<RoundSummary>,
+    pub(crate) downloads: Downloads,
     pub(crate) crashes: u32,
 }
 
@@ -38,7 +41,8 @@ impl Server<MemoryStore> {
 
 impl<S: Store> Server<S> {
     pub(crate) fn new(coordinator: Coordinator, store: S, restart: Option<Restart<S>>) -> Self {
-        Self { coordinator, store, restart, closed: VecDeque::new(), crashes: 0 }
+        let (closed, downloads) = (VecDeque::new(), Downloads::default());
+        Self { coordinator, store, restart, closed, downloads, crashes: 0 }
     }
 
     /// Tells the coordinator something: decide, apply, record, then answer.
@@ -78,7 +82,9 @@ impl<S: Store> Server<S> {
             self.start_again(now, &error);
             return false;
         }
+        let whole = self.coordinator.layout().bytes();
         for record in records {
+            self.downloads.note(&record, whole);
             if let Record::RoundCommitted { summary, .. } | Record::RoundAbandoned { summary } =
                 record
             {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use floret_aggregator::{
-    Coordinator, Input as ServerInput, MemoryStore, Reply, RoundSummary, Store,
+    Coordinator, Input as ServerInput, MemoryStore, Reply, Report, RoundSummary, Store,
 };
 use floret_core::{ClientId, ClientUpdate, Payload, Seed, SignedReceipt, SigningKey, Time};
 use floret_device::session::RunEnd;
@@ -201,6 +201,12 @@ impl<T: Trainer, S: Store> World<T, S> {
         &self.server.coordinator
     }
 
+    /// Bytes of adapters that went down to devices so far.
+    #[must_use]
+    pub fn downloaded(&self) -> u64 {
+        self.server.downloads.total()
+    }
+
     /// What trains the devices.
     pub fn trainer(&mut self) -> &mut T {
         &mut self.trainer
@@ -247,12 +253,16 @@ impl<T: Trainer, S: Store> World<T, S> {
             }
             Action::Fetch { version, layout, .. } => {
                 let state = self.server.coordinator.state();
-                let input = match state.version == version {
-                    true => Input::Fetched(state.adapter.clone()),
-                    false => Input::FetchRefused("the round went on without it".to_owned()),
+                let (input, bytes) = match state.version == version {
+                    true => {
+                        let (adapter, downloads) = (&state.adapter, &mut self.server.downloads);
+                        let bytes = downloads.fetch(index, adapter.digest(), layout.bytes());
+                        (Input::Fetched(adapter.clone()), bytes)
+                    }
+                    false => (Input::FetchRefused("the round went on without it".to_owned()), 0),
                 };
                 self.bring_back(index, input);
-                let receiving = self.crowd.device(index).draws.receiving(layout.bytes());
+                let receiving = self.crowd.device(index).draws.receiving(bytes);
                 return Ok(Some(latency + receiving));
             }
             Action::AskStanding { run, round } => {
@@ -348,7 +358,11 @@ impl<T: Trainer, S: Store> World<T, S> {
             let bytes = update.payload.bytes();
             sent.payload = Payload::from_bytes(bytes[..bytes.len() / 2].to_vec());
         }
-        let report = || ServerInput::Report { update: sent.clone(), payload_digest };
+        let downloaded_bytes = self.server.downloads.to(index);
+        let report = || {
+            let update = sent.clone();
+            ServerInput::Report(Report { update, payload_digest, downloaded_bytes })
+        };
         let mut told = self.server.tell(self.now, client, report());
         if fate.duplicated {
             told = self.server.tell(self.now, client, report());
@@ -359,6 +373,7 @@ impl<T: Trainer, S: Store> World<T, S> {
             Err(Unanswered::Lost) => return,
             Err(Unanswered::Rejected(rejection)) if rejection.code() == "wrong-digest" => return,
             Ok(Reply::Accepted(receipt)) => {
+                self.server.downloads.settled(index);
                 let signature = receipt.sign(&update.run, client, &self.key);
                 Input::Acknowledged(SignedReceipt { receipt, signature })
             }

@@ -102,6 +102,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         payload_bytes: 400,
         num_examples: 12,
         weight: 9,
+        downloaded_bytes: 800,
     };
     let receipt = convert::report_response(&receipt, &Signature([7; 64]));
     let header = convert::ReportHeader {
@@ -184,6 +185,7 @@ fn sample_plan() -> Plan {
         compression: Compression::Int8,
         error_feedback: 0.95,
         clip_norm: 0.5,
+        summands: 10,
         seed: Seed::from_number(1),
         report_within: Duration::from_secs(60),
     }

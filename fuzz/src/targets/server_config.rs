@@ -21,7 +21,7 @@ fn run(data: &[u8]) -> bool {
     config.run.seed.get_or_insert(FixedSeed(1));
     let home = Home::new(Path::new("/nowhere"));
     let base = BaseDigests { base: Digest::of(b"b"), tokenizer: Digest::of(b"t") };
-    let Ok(run) = config.run_config(&home, base) else { panic!("a seed is there") };
+    let Ok((run, _)) = config.run_config(&home, base, 100_000) else { panic!("a seed is there") };
     assert!(config.url().starts_with("https://"));
     if run.validate().is_err() {
         return false;

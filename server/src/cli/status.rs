@@ -115,6 +115,10 @@ fn show(page: &Value) -> anyhow::Result<()> {
         totals["assignments_declined"],
         totals["drop_outs"]
     ))?;
+    say(format_args!(
+        "bytes     {} up in updates, {} down in adapters for them",
+        totals["bytes_up"], totals["bytes_down"]
+    ))?;
     for concern in page["concerns"].as_array().into_iter().flatten() {
         say(format_args!("CONCERN   {}", text(&concern["message"])))?;
     }

@@ -37,7 +37,7 @@ impl Default for RunSection {
             rounds: 10,
             max_abandoned: 5,
             mode: ModeName::default(),
-            compression: Compression::Int8,
+            compression: Compression::Int8.into(),
             error_feedback: 0.95,
             retain_updates_rounds: 0,
             seed: None,

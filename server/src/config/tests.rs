@@ -102,21 +102,21 @@ fn seeds_come_from_the_number_or_the_file_and_are_not_shown() {
     let digest = floret_core::Digest::of(b"");
     let base = BaseDigests { base: digest, tokenizer: digest };
     let mut config = Config::default();
-    let error = config.run_config(&home, base).unwrap_err().to_string();
+    let error = config.run_config(&home, base, 9).unwrap_err().to_string();
     assert!(error.contains("run.seed") && error.contains("missing"), "{error}");
 
     let seed = Seed([7; 32]);
     files::create_dir(&dir.path().join("secrets"), files::Access::Private).unwrap();
     files::replace(&home.seed(), files::Access::Private, String::from(seed.clone()).as_bytes())
         .unwrap();
-    assert_eq!(config.run_config(&home, base).unwrap().seed, seed);
+    assert_eq!(config.run_config(&home, base, 9).unwrap().0.seed, seed);
 
-    assert_eq!(config.run_config(&home, base).unwrap().mode, Mode::Synchronous);
+    assert_eq!(config.run_config(&home, base, 9).unwrap().0.mode, Mode::Synchronous);
     config.run.mode = ModeName::Buffered;
-    assert_eq!(config.run_config(&home, base).unwrap().mode, Mode::Buffered(config.buffered));
+    assert_eq!(config.run_config(&home, base, 9).unwrap().0.mode, Mode::Buffered(config.buffered));
 
     config.run.seed = Some(FixedSeed(123_456));
-    assert_eq!(config.run_config(&home, base).unwrap().seed, Seed::from_number(123_456));
+    assert_eq!(config.run_config(&home, base, 9).unwrap().0.seed, Seed::from_number(123_456));
     assert!(!format!("{config:?}").contains("123456"));
 }
 

@@ -1,9 +1,11 @@
 //! The adapter, or the steps that lead to it, as a stream of chunks, cut from the one copy that all
 //! downloads share.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use floret_core::ClientId;
 use floret_proto::convert::FetchRequest;
 use floret_proto::limits::CHUNK_BYTES;
 use floret_proto::v1::{AdapterChunk, FetchAdapterRequest};
@@ -22,10 +24,34 @@ use crate::patience::Patience;
 /// Memory that a download takes: its chunks on the way and HTTP/2's buffer. The adapter is shared.
 const DOWNLOAD_BYTES: usize = 64 * 1024;
 
+/// What went down to each device since its last update that counts, in bytes. It does not outlive a
+/// restart.
+#[derive(Debug, Default)]
+pub(crate) struct Downloads(Mutex<HashMap<ClientId, u64>>);
+
+impl Downloads {
+    fn add(&self, client: &ClientId, bytes: usize) {
+        let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *sent.entry(client.clone()).or_default() += bytes as u64;
+    }
+
+    /// What went down to `client`.
+    pub(super) fn to(&self, client: &ClientId) -> u64 {
+        let sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sent.get(client).copied().unwrap_or_default()
+    }
+
+    /// The device's update counts.
+    pub(super) fn settled(&self, client: &ClientId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(client);
+    }
+}
+
 impl Service {
     /// Streams the current adapter from the byte asked for, if it is the one asked for.
     pub(super) async fn send_adapter(
         &self,
+        client: ClientId,
         request: FetchAdapterRequest,
     ) -> Result<impl Stream<Item = Result<AdapterChunk, Status>> + Send + use<>, Refusal> {
         let FetchRequest { version: asked, digest, offset, held } = request.try_into()?;
@@ -49,7 +75,13 @@ impl Service {
         // A task of its own: the response is not polled while the peer reads nothing, and its
         // room must come back all the same.
         tokio::spawn(feed.run(step_bytes, rest, self.patience));
-        let open = Open { chunks, left: total - offset, metrics: Arc::clone(&self.metrics) };
+        let open = Open {
+            chunks,
+            left: total - offset,
+            client,
+            downloads: Arc::clone(&self.downloads),
+            metrics: Arc::clone(&self.metrics),
+        };
         Ok(stream::unfold(Some(open), take))
     }
 }
@@ -91,6 +123,8 @@ struct Open {
     chunks: mpsc::Receiver<Result<AdapterChunk, Status>>,
     /// Bytes that are still to come.
     left: usize,
+    client: ClientId,
+    downloads: Arc<Downloads>,
     metrics: Arc<Metrics>,
 }
 
@@ -101,6 +135,7 @@ async fn take(open: Option<Open>) -> Option<(Result<AdapterChunk, Status>, Optio
     match open.chunks.recv().await {
         Some(Ok(chunk)) => {
             open.left -= chunk.data.len();
+            open.downloads.add(&open.client, chunk.data.len());
             open.metrics.bytes_down.inc_by(chunk.encoded_len() as u64);
             Some((Ok(chunk), Some(open)))
         }

@@ -1,6 +1,6 @@
 //! A report's chunks become a payload: bounded by its header, and that by the run's layout.
 
-use floret_aggregator::Input;
+use floret_aggregator::{Input, Reply, Report};
 use floret_core::{ClientId, ClientUpdate, Payload};
 use floret_proto::convert::ReportHeader;
 use floret_proto::gather::{BrokenReport, report_header};
@@ -42,8 +42,12 @@ impl Service {
         let payload = Payload::from_bytes(payload);
         let (run, num_examples) = (header.run, header.num_examples);
         let update = ClientUpdate { run, round, num_examples, payload: payload.clone() };
-        let report = Input::Report { update, payload_digest };
+        let downloaded_bytes = self.downloads.to(&client);
+        let report = Input::Report(Report { update, payload_digest, downloaded_bytes });
         let answer = self.ask(client.clone(), report, Some(room)).await;
+        if let Ok(Reply::Accepted(_)) = answer {
+            self.downloads.settled(&client);
+        }
         if let Err(Refusal::Busy(_)) = answer {
             let key = Key { client: client.clone(), round, payload_digest };
             self.incoming.keep(key, payload.bytes());

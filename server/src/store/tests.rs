@@ -114,6 +114,7 @@ fn accepted(name: &str, round: u32) -> Record {
         payload_bytes: payload.bytes().len() as u64,
         num_examples: 3,
         weight: 3,
+        downloaded_bytes: 0,
     };
     let update = Admitted::new(payload, &layout, 10.0).unwrap();
     Record::Accepted { client: client(name), receipt, update }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use floret_aggregator::auto::CompressionSetting;
 use floret_core::payload::Compression;
 use floret_core::{Digest, Layout, ModelConfig, Payload, Plan, Seed};
 use floret_proto::limits::{CHUNK_BYTES, PROTOCOL, REASON_KEY};
@@ -50,7 +51,7 @@ impl Site {
         let home = floret_server::init(&server, &model, &ServerSection::default()).unwrap();
         let mut config = Config::load(&home).unwrap();
         config.run.rounds = 2;
-        config.run.compression = Compression::None;
+        config.run.compression = Compression::None.into();
         config.lora.rank = 32;
         config.cohort.size = 3;
         config.cohort.quorum = 2;
@@ -105,7 +106,10 @@ impl Site {
         let layout = self.layout();
         let mut rng = Seed::from_number(0).stream();
         let delta = vec![value; layout.len()];
-        let payload = Payload::encode(self.config.run.compression, &layout, &delta, &mut rng);
+        let CompressionSetting::Fixed(compression) = self.config.run.compression else {
+            panic!("a site has a compression")
+        };
+        let payload = Payload::encode(compression, &layout, &delta, &mut rng);
         payload.unwrap().bytes().to_vec()
     }
 }

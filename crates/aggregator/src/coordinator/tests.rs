@@ -6,7 +6,7 @@ use floret_core::lora::TargetModule;
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
 use floret_core::scope::Freeze;
-use floret_core::{LoraConfig, ModelConfig, Payload, Receipt, Seed, Version};
+use floret_core::{ClientUpdate, LoraConfig, ModelConfig, Payload, Receipt, Seed, Version};
 
 use super::*;
 use crate::combine::Robust;
@@ -64,6 +64,10 @@ struct Run {
     store: MemoryStore,
     /// What a store would keep.
     records: Vec<Record>,
+}
+
+fn report(update: ClientUpdate, payload_digest: Digest) -> Input {
+    Input::Report(Report { update, payload_digest, downloaded_bytes: 300 })
 }
 
 impl Run {
@@ -130,7 +134,7 @@ impl Run {
         let payload_digest = payload.digest();
         let update =
             ClientUpdate { run: config().run, round: Round(round), num_examples: 4, payload };
-        self.send(client, Input::Report { update, payload_digest })
+        self.send(client, report(update, payload_digest))
     }
 
     fn status(&self) -> Status {
@@ -214,17 +218,17 @@ fn other_refusals_leave_the_client_in_the_round() {
     let update =
         ClientUpdate { run: config().run, round: Round(1), num_examples: 4, payload: small() };
     let payload_digest = Digest::of(b"other");
-    assert_eq!(code(run.send("a", Input::Report { update, payload_digest })), "wrong-digest");
+    assert_eq!(code(run.send("a", report(update, payload_digest))), "wrong-digest");
     let run_of = |name: &str| name.parse().unwrap();
     let update =
         ClientUpdate { run: run_of("other"), round: Round(1), num_examples: 4, payload: small() };
     let payload_digest = small().digest();
-    assert_eq!(code(run.send("a", Input::Report { update, payload_digest })), "other-run");
+    assert_eq!(code(run.send("a", report(update, payload_digest))), "other-run");
     run.report("a", 1, small()).unwrap();
     let update =
         ClientUpdate { run: config().run, round: Round(1), num_examples: 0, payload: small() };
     let payload_digest = small().digest();
-    assert_eq!(code(run.send("b", Input::Report { update, payload_digest })), "zero-examples");
+    assert_eq!(code(run.send("b", report(update, payload_digest))), "zero-examples");
 }
 
 #[test]
@@ -239,7 +243,7 @@ fn repeats_get_the_same_answer_and_different_reports_are_refused() {
         payload: payload(|_| 0.5),
     };
     let payload_digest = small().digest();
-    assert_eq!(code(run.send("a", Input::Report { update, payload_digest })), "wrong-digest");
+    assert_eq!(code(run.send("a", report(update, payload_digest))), "wrong-digest");
     assert_eq!(run.report("a", 1, small()).unwrap(), first);
     assert_eq!(code(run.report("a", 1, payload(|_| 0.5))), "different-report");
     run.report("b", 1, small()).unwrap();
@@ -291,7 +295,7 @@ fn weights_are_capped() {
         num_examples: u32::MAX,
         payload: small(),
     };
-    let reply = run.send("a", Input::Report { update, payload_digest }).unwrap();
+    let reply = run.send("a", report(update, payload_digest)).unwrap();
     assert!(matches!(reply, Reply::Accepted(Receipt { weight: 10, .. })));
 }
 
@@ -546,6 +550,22 @@ fn forbidden_settings_are_named() {
             },
             "aggregation.download_compression is \"bits4\"",
         ),
+        (
+            RunConfig {
+                aggregation: Aggregation {
+                    download_compression: "linear8".parse().unwrap(),
+                    ..aggregation
+                },
+                ..config()
+            },
+            "aggregation.download_compression is \"linear8\"",
+        ),
+        (linear("linear8", robust(Robust::Median {})), "need more than the sum"),
+        (
+            linear("linear8", trains(TrainingConfig { freeze: Freeze::A, ..Default::default() })),
+            "need more than the sum",
+        ),
+        (linear("linear1/4", config()), "linear2 or more"),
     ];
     let buffered = |buffered| RunConfig { mode: Mode::Buffered(buffered), ..config() };
     let good = BufferedConfig::default();
@@ -560,6 +580,22 @@ fn forbidden_settings_are_named() {
         assert!(error.contains(word), "{word}: {error}");
     }
     assert!(config().validate().is_ok() && buffered(good).validate().is_ok());
+}
+
+fn linear(text: &str, config: RunConfig) -> RunConfig {
+    RunConfig { compression: text.parse().unwrap(), ..config }
+}
+
+#[test]
+fn linear_payloads_weigh_the_same() {
+    let config = linear("linear8/2", config());
+    config.validate().unwrap();
+    assert_eq!((config.weight(7), config.summands()), (1, config.cohort.selected()));
+    let mut run = Run::new(config);
+    run.gather();
+    assert_eq!(run.plan("a").summands, run.coordinator.config().summands());
+    let Ok(Reply::Accepted(receipt)) = run.report("a", 1, small()) else { panic!() };
+    assert_eq!((receipt.num_examples, receipt.weight, receipt.downloaded_bytes), (4, 1, 300));
 }
 
 /// Three clients report; the middle one of each value counts, whatever numbers of examples they claim.

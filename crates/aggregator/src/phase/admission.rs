@@ -4,7 +4,7 @@ use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time, 
 
 use crate::clipped::Admitted;
 use crate::config::RunConfig;
-use crate::message::{Record, Rejection, Reply, Step};
+use crate::message::{Record, Rejection, Reply, Report, Step};
 
 /// Where the work of a client stands.
 #[derive(Debug, Clone, Copy)]
@@ -31,18 +31,20 @@ pub(crate) struct Terms<'a> {
 
 /// Decides on an awaited update, which counts with `weight` if it is sound. A refusal of what the
 /// update says is a fact of the round.
-pub(crate) fn decide(
-    terms: Terms<'_>,
-    client: &ClientId,
-    update: ClientUpdate,
-    payload_digest: Digest,
-    weight: u32,
-) -> Step {
+pub(crate) fn decide(terms: Terms<'_>, client: &ClientId, report: Report, weight: u32) -> Step {
+    let Report { update, payload_digest, downloaded_bytes } = report;
     let (round, num_examples) = (update.round, update.num_examples);
     let payload_bytes = update.payload.bytes().len() as u64;
     match admit(terms, update) {
         Ok(update) => {
-            let receipt = Receipt { round, payload_digest, payload_bytes, num_examples, weight };
+            let receipt = Receipt {
+                round,
+                payload_digest,
+                payload_bytes,
+                num_examples,
+                weight,
+                downloaded_bytes,
+            };
             let (client, told) = (client.clone(), receipt.clone());
             let record = Record::Accepted { client, receipt, update };
             Step { records: vec![record], reply: Ok(Reply::Accepted(told)) }

@@ -9,14 +9,14 @@ mod outstanding;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time, Version};
+use floret_core::{ClientId, Layout, Receipt, Round, Time, Version};
 
 use super::admission::{Standing, Terms, answer, decide, refuse, repeat};
 use super::{Closing, OpenRound, Tally, Verdict};
 use crate::clipped::Admitted;
 use crate::combine::WeightedMean;
 use crate::config::RunConfig;
-use crate::message::{Counted, Record, Rejection, Reply, RoundSummary, Step};
+use crate::message::{Counted, Record, Rejection, Reply, Report, RoundSummary, Step};
 use crate::mode::{BufferedConfig, staleness_weight};
 use crate::state::{Assignment, Assignments};
 use outstanding::Outstanding;
@@ -124,18 +124,17 @@ impl Buffering {
         &self,
         terms: Terms<'_>,
         client: &ClientId,
-        update: ClientUpdate,
-        payload_digest: Digest,
+        report: Report,
     ) -> Option<Step> {
-        let round = update.round;
+        let round = report.update.round;
         Some(match self.standing(terms.config, client, round) {
             // A fact of the round: the assignment is given up.
             Err(rejection @ Rejection::TooStale { .. }) => refuse(client, rejection),
             Err(rejection) => answer(Err(rejection)),
-            Ok(Some(Standing::Counted(receipt))) => repeat(receipt, payload_digest, round),
+            Ok(Some(Standing::Counted(receipt))) => repeat(receipt, report.payload_digest, round),
             Ok(Some(Standing::Awaited(_))) => {
                 let weight = staleness_weight(self.staleness(self.outstanding.get(client)?));
-                decide(terms, client, update, payload_digest, weight)
+                decide(terms, client, report, weight)
             }
             Ok(None) => return None,
         })

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use floret_core::{ClientId, ClientUpdate, Digest, Layout, Receipt, Round, Time};
+use floret_core::{ClientId, Layout, Receipt, Round, Time};
 
 use super::admission::{Standing, Terms, answer, decide, repeat};
 use super::{Closing, OpenRound, Tally, Verdict};
 use crate::clipped::Admitted;
 use crate::combine::WeightedMean;
 use crate::config::RunConfig;
-use crate::message::{Counted, Record, Rejection, Reply, RoundSummary, Step};
+use crate::message::{Counted, Record, Rejection, Reply, Report, RoundSummary, Step};
 
 #[derive(Debug)]
 pub(crate) struct Training {
@@ -77,19 +77,13 @@ impl Training {
 
     /// Decides on an update. A refusal of what the update says is a fact of the round and takes its
     /// client out of it.
-    pub(crate) fn report(
-        &self,
-        terms: Terms<'_>,
-        client: &ClientId,
-        update: ClientUpdate,
-        payload_digest: Digest,
-    ) -> Step {
+    pub(crate) fn report(&self, terms: Terms<'_>, client: &ClientId, report: Report) -> Step {
         match self.standing(client) {
             Err(rejection) => answer(Err(rejection)),
-            Ok(Standing::Counted(receipt)) => repeat(receipt, payload_digest, self.round),
+            Ok(Standing::Counted(receipt)) => repeat(receipt, report.payload_digest, self.round),
             Ok(Standing::Awaited(_)) => {
-                let weight = terms.config.aggregation.weight(update.num_examples);
-                decide(terms, client, update, payload_digest, weight)
+                let weight = terms.config.weight(report.update.num_examples);
+                decide(terms, client, report, weight)
             }
         }
     }

@@ -5,8 +5,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::words;
+
 /// How a delta is encoded. In text: `none`, `int8`, `bits1` to `bits4`, `bits1/2` (one bit for each
-/// value of one half), `sparse5%`.
+/// value of one half), `sparse5%`, `linear8/4` (words of eight bits for one quarter).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Compression {
@@ -18,6 +20,8 @@ pub enum Compression {
     Bits(Bits),
     /// The largest values of each tensor, as signs and positions.
     Sparse(Sparse),
+    /// Words that can be added up as they are.
+    Linear(Linear),
 }
 
 /// What a device must speak: a compression without its settings. The number is the payload's kind.
@@ -31,6 +35,8 @@ pub enum Codec {
     Bits = 2,
     /// Of [`Compression::Sparse`].
     Sparse = 3,
+    /// Of [`Compression::Linear`].
+    Linear = 4,
 }
 
 /// Settings of [`Compression::Bits`].
@@ -46,17 +52,25 @@ pub struct Sparse {
     per_mille: u16,
 }
 
+/// Settings of [`Compression::Linear`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Linear {
+    word_bits: u8,
+    segments: u8,
+}
+
 /// Settings that no payload has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no compression: use \"none\", \"int8\", \"bits1\" to \"bits4\", \"bits1/2\" to \
-     \"bits4/16\" (one segment of so many at a time), or \"sparse0.1%\" to \"sparse50%\""
+     \"bits4/16\" (one segment of so many at a time), \"sparse0.1%\" to \"sparse50%\", or \"linear1\" \
+     to \"linear24/16\" (words of so many bits)"
 )]
 pub struct InvalidCompression(String);
 
 impl Codec {
     /// Every codec.
-    pub const ALL: [Self; 4] = [Self::None, Self::Int8, Self::Bits, Self::Sparse];
+    pub const ALL: [Self; 5] = [Self::None, Self::Int8, Self::Bits, Self::Sparse, Self::Linear];
 }
 
 impl Compression {
@@ -74,6 +88,7 @@ impl Compression {
             Self::Int8 => Codec::Int8,
             Self::Bits(_) => Codec::Bits,
             Self::Sparse(_) => Codec::Sparse,
+            Self::Linear(_) => Codec::Linear,
         }
     }
 
@@ -81,7 +96,7 @@ impl Compression {
     /// rounding of int8 is unbiased and small: it needs no memory.
     #[must_use]
     pub fn wants_feedback(self) -> bool {
-        matches!(self, Self::Bits(_) | Self::Sparse(_))
+        matches!(self, Self::Bits(_) | Self::Sparse(_) | Self::Linear(_))
     }
 }
 
@@ -145,6 +160,51 @@ impl Sparse {
     }
 }
 
+impl Linear {
+    /// Most segments.
+    pub const SEGMENTS_MAX: u8 = 16;
+
+    /// A word of `word_bits` bits for each value of one of `segments` segments.
+    ///
+    /// # Errors
+    /// Words outside 1 to 24 bits, or segments outside 1 to 16.
+    pub fn new(word_bits: u8, segments: u8) -> Result<Self, InvalidCompression> {
+        let fits = (1..=words::BITS_MAX).contains(&word_bits)
+            && (1..=Self::SEGMENTS_MAX).contains(&segments);
+        let linear = Self { word_bits, segments };
+        if fits {
+            Ok(linear)
+        } else {
+            Err(InvalidCompression(Compression::Linear(linear).to_string()))
+        }
+    }
+
+    /// Bits of a word: they hold the sum of all payloads of a round.
+    #[must_use]
+    pub fn word_bits(self) -> u8 {
+        self.word_bits
+    }
+
+    /// Segments, of which a round's payloads hold one.
+    #[must_use]
+    pub fn segments(self) -> u8 {
+        self.segments
+    }
+
+    /// L: steps of the grid that each of `summands` payloads has, so that a word holds their sum. At
+    /// least 1, which [`Linear::holds`] tells whether it does.
+    #[must_use]
+    pub fn steps(self, summands: u32) -> u32 {
+        (words::largest(self.word_bits) / summands.max(1)).max(1)
+    }
+
+    /// Whether a word holds the sum of `summands` payloads.
+    #[must_use]
+    pub fn holds(self, summands: u32) -> bool {
+        summands <= words::largest(self.word_bits)
+    }
+}
+
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -154,6 +214,10 @@ impl fmt::Display for Compression {
             Self::Bits(Bits { width, segments }) => write!(f, "bits{width}/{segments}"),
             Self::Sparse(Sparse { per_mille }) => {
                 write!(f, "sparse{}%", f64::from(*per_mille) / 10.0)
+            }
+            Self::Linear(Linear { word_bits, segments: 1 }) => write!(f, "linear{word_bits}"),
+            Self::Linear(Linear { word_bits, segments }) => {
+                write!(f, "linear{word_bits}/{segments}")
             }
         }
     }
@@ -169,9 +233,16 @@ impl FromStr for Compression {
             "none" => Self::None,
             "int8" => Self::Int8,
             _ => {
+                let in_segments = |settings: &str| {
+                    let (bits, segments) = settings.split_once('/').unwrap_or((settings, "1"));
+                    Ok((number(bits)?, number(segments)?))
+                };
                 if let Some(settings) = text.strip_prefix("bits") {
-                    let (width, segments) = settings.split_once('/').unwrap_or((settings, "1"));
-                    Self::Bits(Bits::new(number(width)?, number(segments)?).map_err(|_| wrong())?)
+                    let (width, segments) = in_segments(settings)?;
+                    Self::Bits(Bits::new(width, segments).map_err(|_| wrong())?)
+                } else if let Some(settings) = text.strip_prefix("linear") {
+                    let (word_bits, segments) = in_segments(settings)?;
+                    Self::Linear(Linear::new(word_bits, segments).map_err(|_| wrong())?)
                 } else {
                     let percent =
                         text.strip_prefix("sparse").and_then(|rest| rest.strip_suffix('%'));
@@ -212,6 +283,7 @@ mod tests {
     fn each_has_one_spelling() {
         let bits = |width, segments| Compression::Bits(Bits::new(width, segments).unwrap());
         let sparse = |per_mille| Compression::Sparse(Sparse::new(per_mille).unwrap());
+        let linear = |word, segments| Compression::Linear(Linear::new(word, segments).unwrap());
         for (text, value) in [
             ("none", Compression::None),
             ("int8", Compression::Int8),
@@ -221,6 +293,8 @@ mod tests {
             ("sparse0.1%", sparse(1)),
             ("sparse12.5%", sparse(125)),
             ("sparse50%", sparse(500)),
+            ("linear1", linear(1, 1)),
+            ("linear24/16", linear(24, 16)),
         ] {
             assert_eq!(text.parse(), Ok(value), "{text}");
             assert_eq!(value.to_string(), text);
@@ -253,11 +327,23 @@ mod tests {
             "sparse5.%",
             "sparse-5%",
             "sparseé%",
+            "linear",
+            "linear0",
+            "linear25",
+            "linear8/17",
+            "linear08/2",
         ] {
             let error = text.parse::<Compression>().unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")) && error.contains("bits1/2"), "{error}");
         }
         assert!(Bits::new(1, 0).is_err() && Sparse::new(501).is_err());
+    }
+
+    #[test]
+    fn a_word_holds_what_all_send() {
+        let linear = Linear::new(8, 4).unwrap();
+        assert_eq!([1, 10, 13, 255, 256].map(|n| linear.steps(n)), [255, 25, 19, 1, 1]);
+        assert_eq!([1, 255, 256].map(|n| linear.holds(n)), [true, true, false]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
 
 use super::InvalidPayload;
+use super::rounding::stochastic;
 use crate::layout::{Layout, TensorSpec};
 use crate::seed::uniform_f32;
 
@@ -68,7 +69,7 @@ fn round(value: f32, scale: f32, rng: &mut ChaCha20Rng) -> i8 {
     if scale == 0.0 {
         return 0;
     }
-    (value / scale + draw).floor().clamp(-STEPS, STEPS) as i8
+    stochastic(value / scale, draw).clamp(-STEPS, STEPS) as i8
 }
 
 fn decompress(frame: &[u8], want: usize) -> Result<Vec<u8>, InvalidPayload> {

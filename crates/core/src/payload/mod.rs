@@ -5,41 +5,38 @@
 //! allocate, and refuse trailing bytes and values that are not finite. Reports, stores and receipts
 //! hold a digest of the whole payload; it needs no checksum of its own.
 //!
+//! - `encoder`: what chooses among them
 //! - `dense`, `int8`: values as they are, or one byte each
 //! - `bits`: few bits for each value, by a `rotation` and the `lloyd_max` quantiser, packed as `planes`
 //! - `sparse`: few values, with positions in `rice` codes
+//! - `linear`: `words` that can be added up as they are
 
 mod bits;
 mod compression;
 mod dense;
+mod encoder;
 mod int8;
+mod linear;
 mod lloyd_max;
 mod planes;
 mod rice;
 mod rotation;
+mod rounding;
 mod sparse;
+mod words;
 
 use bytes::Bytes;
 use rand_chacha::ChaCha20Rng;
 
-pub use self::compression::{Bits, Codec, Compression, InvalidCompression, Sparse};
+pub use self::compression::{Bits, Codec, Compression, InvalidCompression, Linear, Sparse};
+pub use self::encoder::{Encoder, InvalidDelta};
+pub use self::linear::Shared;
 use crate::id::Digest;
 use crate::layout::Layout;
+use encoder::Remainder;
 
 const HEADER: usize = 4;
 const MAGIC: [u8; 3] = [b'F', b'P', 1];
-
-/// What becomes of what an encoding leaves out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Remainder {
-    /// It is lost: what is encoded should be right in expectation.
-    Dropped,
-    /// It is added to the next delta, of which the next segment is sent.
-    FedBack {
-        /// Deltas that were sent before.
-        turn: u32,
-    },
-}
 
 /// An encoded delta. Clones share its bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -71,80 +68,18 @@ pub enum InvalidPayload {
     NotFinite,
 }
 
-/// A delta that cannot be encoded.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidDelta {
-    /// Not as many values as the layout has.
-    #[error("the delta has {got} values where its layout has {want}")]
-    Length {
-        /// Values that the layout has.
-        want: usize,
-        /// Values that came.
-        got: usize,
-    },
-    /// NaN or infinity: training diverged.
-    #[error("the delta holds a value that is not finite: training diverged")]
-    NotFinite,
-}
-
 impl Payload {
-    /// Encodes a delta of `layout` whose error is lost; `rng` decides rounding, rotation and segment.
-    /// Decoded, it is the delta in expectation, but for [`Compression::Sparse`]. Never larger than f32
-    /// values plus a four-byte header.
+    /// Encodes a delta of `layout` as an [`Encoder`] without further settings does.
     ///
     /// # Errors
-    /// A wrong number of values, or one that is not finite.
+    /// As [`Encoder::encode`].
     pub fn encode(
         compression: Compression,
         layout: &Layout,
         delta: &[f32],
         rng: &mut ChaCha20Rng,
     ) -> Result<Self, InvalidDelta> {
-        Self::encode_as(compression, Remainder::Dropped, layout, delta, rng)
-    }
-
-    /// Encodes a delta of `layout` with little error, which the caller adds to its next delta: delta
-    /// minus [`Payload::decode`]. Segments take turns. Never larger than f32 values plus a four-byte
-    /// header.
-    ///
-    /// # Errors
-    /// A wrong number of values, or one that is not finite.
-    pub fn encode_with_feedback(
-        compression: Compression,
-        layout: &Layout,
-        delta: &[f32],
-        turn: u32,
-        rng: &mut ChaCha20Rng,
-    ) -> Result<Self, InvalidDelta> {
-        Self::encode_as(compression, Remainder::FedBack { turn }, layout, delta, rng)
-    }
-
-    fn encode_as(
-        compression: Compression,
-        remainder: Remainder,
-        layout: &Layout,
-        delta: &[f32],
-        rng: &mut ChaCha20Rng,
-    ) -> Result<Self, InvalidDelta> {
-        if delta.len() != layout.len() {
-            return Err(InvalidDelta::Length { want: layout.len(), got: delta.len() });
-        }
-        if !all_finite(delta) {
-            return Err(InvalidDelta::NotFinite);
-        }
-        let start = |codec: Codec| [&MAGIC[..], &[codec as u8]].concat();
-        let mut bytes = start(compression.codec());
-        match compression {
-            Compression::None => dense::encode(delta, &mut bytes),
-            Compression::Int8 => int8::encode(layout, delta, rng, &mut bytes),
-            Compression::Bits(bits) => bits::encode(bits, remainder, delta, rng, &mut bytes),
-            Compression::Sparse(sparse) => sparse::encode(sparse, layout, delta, &mut bytes),
-        }
-        if bytes.len() > Self::max_bytes(layout) {
-            bytes = start(Codec::None);
-            dense::encode(delta, &mut bytes);
-        }
-        Ok(Self { bytes: bytes.into() })
+        Encoder::new(compression, layout).encode(delta, rng)
     }
 
     /// A payload from bytes that came from outside. Only [`Payload::decode`] checks them.
@@ -168,6 +103,7 @@ impl Payload {
             Codec::Int8 => int8::decode(layout, body)?,
             Codec::Bits => bits::decode(layout.len(), body)?,
             Codec::Sparse => sparse::decode(layout, body)?,
+            Codec::Linear => linear::decode(layout.len(), body)?,
         };
         if all_finite(&delta) { Ok(delta) } else { Err(InvalidPayload::NotFinite) }
     }

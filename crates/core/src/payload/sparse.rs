@@ -1,6 +1,9 @@
-//! The largest values of each tensor, as signs and positions: sparse ternary compression (STC, Sattler
-//! et al. 2019, arXiv 1903.02891, algorithm 1). Each value that is kept becomes ± the mean magnitude
-//! of those of its tensor; the gaps between positions are Rice codes, a sign after each.
+//! The values of each tensor that matter most, as signs and positions: sparse ternary compression (STC,
+//! Sattler et al. 2019, arXiv 1903.02891, algorithm 1). Each value that is kept becomes ± the mean
+//! magnitude of those of its tensor; the gaps between positions are Rice codes, a sign after each.
+//!
+//! Where the adapter is known, a value counts as much as it moves the product B A (FedSRD, 2025,
+//! importance score): |ΔA[v, ·]| ‖B[·, v]‖ and |ΔB[·, v]| ‖A[v, ·]‖ for the rank component v.
 //!
 //! ```text
 //! values kept of a thousand   u16, little-endian
@@ -20,15 +23,31 @@ const HEADER: usize = 3;
 const MEAN: usize = size_of::<bf16>();
 const MAGNITUDE: u32 = !(1 << 31);
 
-pub(super) fn encode(sparse: Sparse, layout: &Layout, delta: &[f32], out: &mut Vec<u8>) {
+pub(super) fn encode(
+    sparse: Sparse,
+    layout: &Layout,
+    delta: &[f32],
+    after: Option<&[f32]>,
+    out: &mut Vec<u8>,
+) {
     let total = layout.tensors().iter().map(|tensor| kept(sparse, tensor)).sum();
     let (mut gaps, mut minus) = (Vec::with_capacity(total), Vec::with_capacity(total));
     let mut means = Vec::with_capacity(layout.tensors().len() * MEAN);
-    let mut scratch = Vec::new();
-    for tensor in layout.tensors() {
+    let (mut scores, mut scratch) = (Vec::new(), Vec::new());
+    for (tensor, other) in layout.pairs().flat_map(|[a, b]| [(a, b), (b, a)]) {
         let values = &delta[tensor.range()];
+        let importance = after.and_then(|after| norms(other, &after[other.range()]));
+        let scores = match importance {
+            Some(norms) => {
+                scores.clear();
+                let score = |(at, value): (usize, &f32)| value * norms[tensor.component(at)];
+                scores.extend(values.iter().enumerate().map(score));
+                &scores
+            }
+            None => values,
+        };
         let (mut sum, mut next) = (0.0, 0);
-        largest(values, kept(sparse, tensor), &mut scratch, |at| {
+        largest(scores, kept(sparse, tensor), &mut scratch, |at| {
             sum += f64::from(values[at].abs());
             gaps.push((at - next) as u32);
             minus.push(values[at].is_sign_negative());
@@ -101,7 +120,20 @@ fn kept(sparse: Sparse, tensor: &TensorSpec) -> usize {
     sparse.kept(tensor.range().len())
 }
 
-/// Visits the positions of the `count` values of largest magnitude, in order; among equals, the first.
+/// The norm of each rank component, divided by the largest of them; none where all are nothing, as those
+/// of B are at first.
+fn norms(tensor: &TensorSpec, values: &[f32]) -> Option<Vec<f32>> {
+    let mut squares = vec![0.0; tensor.rank()];
+    for (at, value) in values.iter().enumerate() {
+        squares[tensor.component(at)] += f64::from(*value).powi(2);
+    }
+    let largest = squares.iter().copied().fold(0.0, f64::max);
+    let norm = |square: f64| (square / largest).sqrt() as f32;
+    (largest > 0.0).then(|| squares.into_iter().map(norm).collect())
+}
+
+/// Visits the positions of the `count` values of largest magnitude, in order; among equals, the
+/// first.
 fn largest(values: &[f32], count: usize, scratch: &mut Vec<u32>, mut visit: impl FnMut(usize)) {
     // The bits of magnitudes are in the order of the magnitudes.
     scratch.clear();

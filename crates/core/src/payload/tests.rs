@@ -32,8 +32,13 @@ fn rng() -> ChaCha20Rng {
     Seed::from_number(5).stream()
 }
 
+/// An encoder that can encode any compression.
+fn encoder(compression: Compression, layout: &Layout) -> Encoder<'_> {
+    Encoder::new(compression, layout).shared(Shared { summands: 3, norm: 4.0, turn: 1, seed: 9 })
+}
+
 fn encode(compression: Compression, delta: &[f32]) -> Payload {
-    Payload::encode(compression, &layout(), delta, &mut rng()).unwrap()
+    encoder(compression, &layout()).encode(delta, &mut rng()).unwrap()
 }
 
 /// Every kind, with the settings that matter.
@@ -49,6 +54,8 @@ fn all() -> Vec<Compression> {
         "bits2/16",
         "sparse5%",
         "sparse50%",
+        "linear4",
+        "linear8/3",
     ]
     .map(|text| text.parse().unwrap())
     .to_vec()
@@ -188,14 +195,14 @@ fn a_frame_that_claims_a_huge_size_allocates_nothing() {
 
 proptest! {
     #[test]
-    fn decoding_any_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..600), kind in 0u8..5) {
+    fn decoding_any_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..600), kind in 0u8..6) {
         let with_header = [&[b'F', b'P', 1, kind][..], &bytes].concat();
         let _ = Payload::from_bytes(with_header).decode(&layout());
         let _ = Payload::from_bytes(bytes).decode(&layout());
     }
 
     #[test]
-    fn flipping_any_bit_is_refused_or_stays_finite(at in 0usize..400, bit in 0u8..8, kind in 0usize..10) {
+    fn flipping_any_bit_is_refused_or_stays_finite(at in 0usize..400, bit in 0u8..8, kind in 0usize..12) {
         let mut bytes = encode(all()[kind], &delta(|i| (i as f32).sin())).bytes().to_vec();
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
@@ -209,7 +216,7 @@ proptest! {
         seed in any::<u64>(),
         shape in 0u8..5,
         scale in prop::sample::select(vec![1.0f32, 1e-3, 1e-30, f32::MIN_POSITIVE, 1e-44, 1e30, f32::MAX]),
-        kind in 0usize..10,
+        kind in 0usize..12,
         turn in any::<u32>(),
     ) {
         let (layout, compression) = (layout(), all()[kind]);
@@ -222,12 +229,13 @@ proptest! {
             _ => if stream.next_u32().is_multiple_of(2) { 1.0 } else { -1.0 },
         });
         let payload =
-            Payload::encode_with_feedback(compression, &layout, &values, turn, &mut stream).unwrap();
+            encoder(compression, &layout).with_feedback(turn).encode(&values, &mut stream).unwrap();
         prop_assert!(payload.bytes().len() <= Payload::max_bytes(&layout));
         let decoded = payload.decode(&layout).unwrap();
-        // What is fed back is never more than what came in.
-        prop_assert!(scale < 1e-30 || error(&values, &decoded) < 1.0001, "{}", error(&values, &decoded));
-        let payload = Payload::encode(compression, &layout, &values, &mut stream).unwrap();
+        // What is fed back is never more than what came in, but on a grid that all clients share.
+        let shared = matches!(compression, Compression::Linear(_));
+        prop_assert!(shared || scale < 1e-30 || error(&values, &decoded) < 1.0001, "{}", error(&values, &decoded));
+        let payload = encoder(compression, &layout).encode(&values, &mut stream).unwrap();
         prop_assert!(payload.bytes().len() <= Payload::max_bytes(&layout));
         prop_assert!(payload.decode(&layout).unwrap().iter().all(|value| value.is_finite()));
     }
@@ -249,7 +257,8 @@ fn few_bits_have_the_errors_of_eden() {
         let payload = Payload::encode(compression, &layout, &values, &mut stream).unwrap();
         let got = error(&values, &payload.decode(&layout).unwrap());
         assert!((got / dropped - 1.0).abs() < 0.03, "{width} bits: {got} where {dropped}");
-        let payload = Payload::encode_with_feedback(compression, &layout, &values, 0, &mut stream);
+        let payload =
+            Encoder::new(compression, &layout).with_feedback(0).encode(&values, &mut stream);
         let payload = payload.unwrap();
         let got = error(&values, &payload.decode(&layout).unwrap());
         assert!((got / fed_back - 1.0).abs() < 0.03, "{width} bits: {got} where {fed_back}");
@@ -283,8 +292,10 @@ fn segments_take_turns() {
     let (layout, values) = (layout(), delta(|i| (i as f32).sin()));
     let compression = "bits2/4".parse().unwrap();
     for turn in [0, 1, 2, 3, 4, 7, u32::MAX] {
-        let payload =
-            Payload::encode_with_feedback(compression, &layout, &values, turn, &mut rng()).unwrap();
+        let payload = Encoder::new(compression, &layout)
+            .with_feedback(turn)
+            .encode(&values, &mut rng())
+            .unwrap();
         assert!(payload.bytes().len() < layout.len() * 2 / 8 / 4 + 100);
         let mut decoded = payload.decode(&layout).unwrap();
         let bound = |index: u32| layout.len() * index as usize / 4;
@@ -293,6 +304,47 @@ fn segments_take_turns() {
         decoded[sent].fill(0.0);
         assert!(decoded.iter().all(|value| *value == 0.0));
     }
+}
+
+#[test]
+fn a_linear_payload_needs_what_the_clients_of_a_round_share() {
+    let (layout, values) = (layout(), delta(|_| 0.1));
+    let alone = Payload::encode("linear8".parse().unwrap(), &layout, &values, &mut rng());
+    assert_eq!(alone.unwrap_err(), InvalidDelta::NotShared);
+    for norm in [f32::NAN, f32::INFINITY, 0.0, -1.0] {
+        let shared = Shared { summands: 0, norm, turn: 0, seed: 0 };
+        let encoder = Encoder::new("linear8".parse().unwrap(), &layout).shared(shared);
+        assert_eq!(encoder.encode(&values, &mut rng()).unwrap_err(), InvalidDelta::NotShared);
+    }
+    let shared = Shared { summands: u32::MAX, norm: f32::MAX, turn: u32::MAX, seed: 0 };
+    let encoder = Encoder::new("linear1/16".parse().unwrap(), &layout).shared(shared);
+    encoder.encode(&values, &mut rng()).unwrap().decode(&layout).unwrap();
+}
+
+/// All values change alike; those of the last rank component meet a factor that is ten times as large.
+#[test]
+fn sparse_keeps_what_moves_the_product_most() {
+    let layout = layout();
+    let component = |at: usize| {
+        let tensor = layout.tensors().iter().find(|tensor| tensor.range().contains(&at)).unwrap();
+        tensor.component(at - tensor.offset)
+    };
+    let after = delta(|at| if component(at) == 2 { 10.0 } else { 1.0 });
+    let values = delta(|at| if at % 2 == 0 { 0.1 } else { -0.1 });
+    let compression = "sparse20%".parse().unwrap();
+    let kept = |encoder: Encoder<'_>| {
+        let payload = encoder.encode(&values, &mut rng()).unwrap();
+        let decoded = payload.decode(&layout).unwrap().into_iter().enumerate();
+        decoded.filter(|(_, value)| *value != 0.0).map(|(at, _)| component(at)).collect::<Vec<_>>()
+    };
+    let blind = Encoder::new(compression, &layout);
+    assert!(kept(blind).contains(&0));
+    assert!(kept(blind.leading_to(&after)).iter().all(|component| *component == 2));
+    // Where the other factor is nothing, magnitudes decide.
+    let nothing = vec![0.0; layout.len()];
+    assert_eq!(kept(blind.leading_to(&nothing)), kept(blind));
+    let short = blind.leading_to(&after[1..]).encode(&values, &mut rng());
+    assert!(matches!(short, Err(InvalidDelta::Length { .. })));
 }
 
 #[test]

@@ -44,6 +44,7 @@ fn plan() -> Plan {
         compression: Compression::None,
         error_feedback: 0.0,
         clip_norm: 1.0,
+        summands: 10,
         seed: Seed::from_number(9),
         report_within: Duration::from_secs(60),
     }
@@ -76,6 +77,7 @@ fn signed_receipt(update: &ClientUpdate) -> SignedReceipt {
         payload_bytes: update.payload.bytes().len() as u64,
         num_examples: update.num_examples,
         weight: update.num_examples,
+        downloaded_bytes: 0,
     };
     let key = SigningKey::from_secret(&[1; 32]);
     let signature = receipt.sign(&update.run, session().client(), &key);

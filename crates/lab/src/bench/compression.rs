@@ -8,9 +8,9 @@ use clap::Args;
 use floret_aggregator::ClippedDelta;
 use floret_aggregator::combine::WeightedMean;
 use floret_core::lora::TargetModule;
-use floret_core::payload::Compression;
+use floret_core::payload::{Compression, Encoder, Shared};
 use floret_core::seed::uniform_f32;
-use floret_core::{Layout, LoraConfig, ModelConfig, Payload};
+use floret_core::{Layout, LoraConfig, ModelConfig};
 use rand_chacha::rand_core::Rng;
 use serde_json::{Value, json};
 
@@ -18,6 +18,8 @@ use super::{seed, spread};
 
 /// Norm of a delta here is about its root of length / 12: clipping has work to do.
 const CLIP_NORM: f32 = 10.0;
+/// Updates that words of linear payloads have room for.
+const SUMMANDS: u32 = 20;
 /// Blocks of the base model, and rank of the adapter.
 const LAYERS: usize = 4;
 const RANK: usize = 8;
@@ -32,7 +34,7 @@ pub(crate) struct CompressionArgs {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "none,int8,bits1,bits1/2,bits2,bits4,sparse5%"
+        default_value = "none,int8,bits1,bits1/2,bits2,bits4,sparse5%,linear6/4"
     )]
     compressions: Vec<Compression>,
     /// Times that each is repeated.
@@ -68,11 +70,14 @@ fn measure(
     repeats: u32,
 ) -> Result<Value> {
     let mut rng = seed().stream();
+    let after: Vec<f32> = delta.iter().map(|value| 0.5 * value).collect();
     let mut sum = WeightedMean::new(layout);
     let (mut encode, mut add, mut bytes) = (Vec::new(), Vec::new(), 0);
     for turn in 0..=repeats {
         let begin = Instant::now();
-        let payload = Payload::encode_with_feedback(compression, layout, delta, turn, &mut rng)?;
+        let shared = Shared { summands: SUMMANDS, norm: CLIP_NORM, turn, seed: 1 };
+        let encoder = Encoder::new(compression, layout).leading_to(&after).shared(shared);
+        let payload = encoder.with_feedback(turn).encode(delta, &mut rng)?;
         let encoded = begin.elapsed().as_secs_f64() * 1e3;
         let begin = Instant::now();
         sum.add(&ClippedDelta::decode(&payload, layout, CLIP_NORM)?, 1);

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use floret_aggregator::auto::Choice;
 use floret_aggregator::{Coordinator, RunState};
 use floret_client::setup::{Base, BaseOptions};
 use floret_core::peft::{CONFIG_FILE, WEIGHTS_FILE, to_peft};
@@ -143,24 +144,26 @@ struct Stage {
     judge: Judge,
     people: Arc<People>,
     threads: usize,
+    /// What `run.compression = "auto"` chose.
+    choice: Option<Choice>,
 }
 
 impl Stage {
     fn set(experiment: &Experiment, out: &Path, threads: usize) -> Result<Self> {
         let base = Base::open(&experiment.model.dir, BaseOptions::default())?;
-        let config = experiment.run_config(base.local.digests)?;
-        let layout = Arc::new(Layout::new(&base.local.config, &config.lora)?);
+        let layout = Arc::new(Layout::new(&base.local.config, &experiment.lora)?);
+        let corpus = Corpus::read(&experiment.data, &base)?;
+        let digests = base.local.digests;
+        let tokens: usize = (0..corpus.sources.len()).map(|source| corpus.tokens(source)).sum();
+        let begun = format!("{digests:?} {} texts {tokens} tokens", corpus.documents.len());
+        let people = Arc::new(People::new(experiment, corpus)?);
+        let (config, choice) = experiment.run_config(digests, layout.len(), people.len())?;
         let state = RunState::first(&config, Arc::clone(&layout));
         let coordinator = Coordinator::new(config, layout, state)?;
 
-        let corpus = Corpus::read(&experiment.data, &base)?;
         let mut journal = Journal::open(&out.join(JOURNAL))?;
-        let tokens: usize = (0..corpus.sources.len()).map(|source| corpus.tokens(source)).sum();
-        let begun =
-            format!("{:?} {} texts {tokens} tokens", base.local.digests, corpus.documents.len());
         journal.result(begun.as_bytes(), || Ok(Vec::new()))?;
 
-        let people = Arc::new(People::new(experiment, corpus)?);
         let options = TrainerOptions { threads, ..TrainerOptions::default() };
         let trainer = LocalTrainer::new(Arc::clone(&base.model), options)?;
         let team = Team::new(Arc::clone(&people), trainer, journal);
@@ -172,7 +175,7 @@ impl Stage {
         let (behaviour, seed) = (experiment.behaviour, experiment.seed());
         let world = World::populated(coordinator, roster, team, behaviour, &seed);
         let judge = Judge::new(experiment, base, Arc::clone(&people), threads)?;
-        Ok(Self { world, judge, people, threads })
+        Ok(Self { world, judge, people, threads, choice })
     }
 
     /// Runs to the end, and tells every round.
@@ -231,7 +234,8 @@ fn read_trace(path: &Path) -> Result<Vec<Nature>> {
 }
 
 fn describe(summary: &Summary, out: &Path) -> String {
-    let mut lines = vec![format!(
+    let mut lines: Vec<String> = summary.auto.iter().map(Choice::to_string).collect();
+    lines.push(format!(
         "{} rounds in {:.0} s of virtual time, {} updates of {} clients out of {}, {} drop-outs",
         summary.version,
         summary.virtual_s,
@@ -239,7 +243,7 @@ fn describe(summary: &Summary, out: &Path) -> String {
         summary.participants,
         summary.clients,
         summary.drop_outs,
-    )];
+    ));
     lines.push("loss on held-out text   all tokens  mean  median  worst tenth".to_owned());
     let spreads = [
         ("base model", summary.base),

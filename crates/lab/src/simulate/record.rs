@@ -29,6 +29,7 @@ struct Part {
     updates: u64,
     drop_outs: u64,
     bytes_up: u64,
+    bytes_down: u64,
 }
 
 impl Recorder {
@@ -55,8 +56,7 @@ impl Recorder {
             self.count(row, stage)?;
         }
         let adapter = stage.adapter();
-        let answered = summary.accepted.len() + summary.refused.len() + summary.declined.len();
-        self.bytes[1] += (answered * adapter.layout().bytes()) as u64;
+        self.bytes[1] = stage.world.downloaded();
         self.closed = summary.closed_at;
         let version = stage.world.coordinator().state().version.0;
         let every = u64::from(self.experiment.evaluation.every);
@@ -100,6 +100,7 @@ impl Recorder {
         part.drop_outs += u64::from(row.outcome == "dropped_out");
         let bytes = row.bytes.unwrap_or(0);
         part.bytes_up += bytes;
+        part.bytes_down += row.downloaded.unwrap_or(0);
         self.bytes[0] += bytes;
         Ok(())
     }
@@ -129,6 +130,7 @@ impl Recorder {
             participants: self.parts.len(),
             version: state.version.0,
             adapter: adapter.digest(),
+            auto: stage.choice.clone(),
             virtual_s: seconds(self.closed),
             updates: state.totals.updates_accepted,
             drop_outs: state.totals.drop_outs,
@@ -165,6 +167,7 @@ impl Recorder {
                 updates: part.updates,
                 drop_outs: part.drop_outs,
                 bytes_up: part.bytes_up,
+                bytes_down: part.bytes_down,
                 holdout_tokens: place.map(|place| base[*place].tokens),
                 base_loss: loss(base),
                 adapter_loss: loss(federated),

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use floret_aggregator::RoundSummary;
+use floret_aggregator::auto::Choice;
 use floret_core::{ClientId, Digest, Round};
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +55,7 @@ pub struct RoundRow {
     pub max_staleness: Option<u64>,
     /// Bytes of the payloads that count, since the beginning.
     pub bytes_up: u64,
-    /// Bytes of the adapters that went down for updates, since the beginning.
+    /// Bytes of adapters that went down, since the beginning: steps where devices hold an earlier one.
     pub bytes_down: u64,
     /// Mean loss of the last training step of the updates that count, in nats per token.
     pub train_loss: Option<f64>,
@@ -87,6 +88,8 @@ pub(super) struct UpdateRow {
     pub weight: Option<u32>,
     /// Bytes of the payload.
     pub bytes: Option<u64>,
+    /// Bytes of adapters that went down to the client since its update before.
+    pub downloaded: Option<u64>,
     /// Tokens trained on.
     pub tokens: Option<u64>,
     /// Loss of the last training step, in nats per token.
@@ -111,6 +114,8 @@ pub struct ClientRow {
     pub drop_outs: u64,
     /// Bytes of its payloads that count.
     pub bytes_up: u64,
+    /// Bytes of adapters that went down to it for updates that count.
+    pub bytes_down: u64,
     /// Tokens of held-out text; none if it was not evaluated.
     pub holdout_tokens: Option<u64>,
     /// Loss of the base model.
@@ -140,6 +145,9 @@ pub struct Summary {
     pub version: u64,
     /// Digest of the last adapter.
     pub adapter: Digest,
+    /// What `run.compression = "auto"` chose; none where the experiment says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto: Option<Choice>,
     /// Virtual time to the close of the last round.
     pub virtual_s: f64,
     /// Updates that count.
@@ -148,7 +156,7 @@ pub struct Summary {
     pub drop_outs: u64,
     /// Bytes of the payloads that count.
     pub bytes_up: u64,
-    /// Bytes of the adapters that went down for updates.
+    /// Bytes of adapters that went down.
     pub bytes_down: u64,
     /// Losses of the base model on each evaluated client's held-out texts.
     pub base: Option<Spread>,
@@ -239,6 +247,7 @@ pub(super) fn updates(
         examples: None,
         weight: None,
         bytes: None,
+        downloaded: None,
         tokens: None,
         train_loss: None,
         reason,
@@ -253,6 +262,7 @@ pub(super) fn updates(
             examples: Some(receipt.num_examples),
             weight: Some(receipt.weight),
             bytes: Some(receipt.payload_bytes),
+            downloaded: Some(receipt.downloaded_bytes),
             tokens: trained.map(|of| of.tokens),
             train_loss: trained.map(|of| of.last_loss),
             ..nothing(&counted.client, "accepted", None)

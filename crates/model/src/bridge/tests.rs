@@ -41,6 +41,7 @@ fn task_and_trainer(options: TrainerOptions) -> (TrainingTask, LocalTrainer) {
         compression: Compression::None,
         error_feedback: 0.0,
         clip_norm: 1.0,
+        summands: 10,
         seed: Seed::from_number(3),
         report_within: Duration::from_secs(60),
     };

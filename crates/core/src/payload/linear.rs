@@ -1,0 +1,285 @@
+//! Payloads that can be added up as they are, and so under masks (secure aggregation): every client of
+//! a round sends the same places, rotated by the same signs, on the same grid, as words that hold the
+//! sum of all of them. Clip, rotate, round stochastically, count modulo 2^m: the pipeline of Kairouz
+//! et al. 2021 (arXiv 2102.06387, algorithm 1) without its noise, on one segment of the values in turn.
+//!
+//! The values are dealt out over the segments and their blocks, so that each has its share of every
+//! tensor. The n of one segment are clipped to the norm C', rotated, and cut to ±t σ, with σ = C' /
+//! sqrt(n) what a value then has at most on average and t = sqrt(2 ln(1 + L)) about the largest of L
+//! draws from a normal distribution. Each becomes one of 0..=L steps, with L = (2^m - 1) / summands, so
+//! that a word of m bits holds their sum. C' = C / sqrt(1 + t² / L²) leaves room for the rounding's own
+//! energy, at most (t σ / L)² for each value: what is sent has about the norm C at most.
+//!
+//! ```text
+//! word bits, segments, segment   a byte each
+//! L, seed of the signs           u32, little-endian
+//! t σ                            f32, little-endian
+//! a word for each value          of a block, then of the next
+//! ```
+
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::Rng;
+
+use super::compression::Linear;
+use super::rotation::{Block, Signs, blocks, hadamard};
+use super::rounding::stochastic;
+use super::{InvalidPayload, Remainder, words};
+use crate::seed::uniform_f32;
+
+const HEADER: usize = 15;
+
+/// What all clients of a round share, so that what they send can be added up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shared {
+    /// Most payloads that are added up.
+    pub summands: u32,
+    /// L2 norm that what is sent has at most.
+    pub norm: f32,
+    /// Which turn of the segments it is.
+    pub turn: u32,
+    /// Seed of the signs that values are rotated with.
+    pub seed: u32,
+}
+
+pub(super) fn encode(
+    linear: Linear,
+    shared: Shared,
+    remainder: Remainder,
+    delta: &[f32],
+    rng: &mut ChaCha20Rng,
+    out: &mut Vec<u8>,
+) {
+    let segment = (shared.turn % u32::from(linear.segments())) as u8;
+    // A segment stands for all of them where what it leaves out is lost.
+    let gain = match remainder {
+        Remainder::FedBack { .. } => 1.0,
+        Remainder::Dropped => f64::from(linear.segments()),
+    };
+    let places: Vec<usize> = places(delta.len(), linear, segment).collect();
+    let steps = linear.steps(shared.summands);
+    let range = range(steps);
+    let room = 1.0 + (range / f64::from(steps)).powi(2);
+    let norm = f64::from(shared.norm) / room.sqrt();
+    let sigma = norm / (places.len().max(1) as f64).sqrt();
+    let energy: f64 = places.iter().map(|at| f64::from(delta[*at]).powi(2)).sum();
+    // From values to units of sigma.
+    let factor = gain * (norm / (gain * energy.sqrt())).min(1.0) / sigma;
+
+    let (signs, mut block) = (Signs::draw(shared.seed, longest(places.len())), Vec::new());
+    let mut rounded = Vec::with_capacity(places.len());
+    for Block { range: part, size } in blocks(places.len()) {
+        block.clear();
+        block.extend(places[part].iter().map(|at| (f64::from(delta[*at]) * factor) as f32));
+        block.resize(size, 0.0);
+        signs.flip(&mut block);
+        hadamard(&mut block);
+        // From [-range, range] to [0, steps].
+        let scale = (f64::from(steps) / (2.0 * range * (size as f64).sqrt())) as f32;
+        let middle = steps as f32 / 2.0;
+        rounded.extend(block.iter().map(|value| {
+            let word = stochastic(value * scale + middle, uniform_f32(rng.next_u32()));
+            (word as u32).min(steps)
+        }));
+    }
+    out.reserve(HEADER + words::bytes(linear.word_bits(), rounded.len()));
+    out.extend([linear.word_bits(), linear.segments(), segment]);
+    out.extend(steps.to_le_bytes());
+    out.extend(shared.seed.to_le_bytes());
+    let reach = (range * sigma).min(f64::from(f32::MAX)) as f32;
+    out.extend(reach.to_le_bytes());
+    words::pack(linear.word_bits(), &rounded, out);
+}
+
+pub(super) fn decode(len: usize, body: &[u8]) -> Result<Vec<f32>, InvalidPayload> {
+    let length = |want| InvalidPayload::Length { part: "words", want, got: body.len() };
+    let (header, packed) = body.split_first_chunk::<HEADER>().ok_or(length(HEADER))?;
+    let [word_bits, segments, segment, rest @ ..] = *header;
+    let [steps, seed, range] = [0, 1, 2].map(|at| {
+        let bytes = rest.as_chunks::<4>().0[at];
+        u32::from_le_bytes(bytes)
+    });
+    let (linear, range) = (Linear::new(word_bits, segments), f32::from_bits(range));
+    let linear = linear.map_err(|_| InvalidPayload::Damaged("word size"))?;
+    if segment >= segments {
+        return Err(InvalidPayload::Damaged("segment"));
+    }
+    if !(1..=words::largest(word_bits)).contains(&steps) {
+        return Err(InvalidPayload::Damaged("number of steps"));
+    }
+    if !(range.is_finite() && range >= 0.0) {
+        return Err(InvalidPayload::NotFinite);
+    }
+    let count = places(len, linear, segment).len();
+    let want = words::bytes(word_bits, blocks(count).map(|block| block.size).sum());
+    if packed.len() != want {
+        return Err(length(HEADER + want));
+    }
+    let mut delta = vec![0.0; len];
+    let mut places = places(len, linear, segment);
+    let mut words = words::unpack(word_bits, packed);
+    let (signs, mut block) = (Signs::draw(seed, longest(count)), Vec::new());
+    for Block { range: part, size } in blocks(count) {
+        let unit = 2.0 / (steps as f32 * (size as f32).sqrt());
+        let middle = 1.0 / (size as f32).sqrt();
+        block.clear();
+        for word in words.by_ref().take(size) {
+            if word > steps {
+                return Err(InvalidPayload::Damaged("list of words"));
+            }
+            block.push(word as f32 * unit - middle);
+        }
+        hadamard(&mut block);
+        signs.flip(&mut block);
+        for (at, value) in places.by_ref().take(part.len()).zip(&block) {
+            delta[at] = (value * range).clamp(f32::MIN, f32::MAX);
+        }
+    }
+    Ok(delta)
+}
+
+/// t: how far from nothing a value may be, in units of σ.
+fn range(steps: u32) -> f64 {
+    (2.0 * f64::from(steps).ln_1p()).sqrt()
+}
+
+fn longest(len: usize) -> usize {
+    blocks(len).next().map_or(0, |block| block.size)
+}
+
+/// The places of one segment, in the order in which they are sent: k · stride modulo `len`, with a
+/// stride near `len` divided by the golden ratio, which spreads any run of them evenly.
+fn places(len: usize, linear: Linear, segment: u8) -> impl ExactSizeIterator<Item = usize> + use<> {
+    let stride = stride(len);
+    let bound = |index: u8| len * usize::from(index) / usize::from(linear.segments());
+    let (start, end) = (bound(segment), bound(segment + 1));
+    let first = (start as u128 * stride as u128 % len.max(1) as u128) as usize;
+    let mut next = first;
+    (start..end).map(move |_| {
+        let at = next;
+        next += stride;
+        if next >= len {
+            next -= len;
+        }
+        at
+    })
+}
+
+/// A number below `len`, and without a common divisor, so that its multiples reach every place.
+fn stride(len: usize) -> usize {
+    let golden = (len as f64 * 0.618_033_988_749_894_8) as usize;
+    let fits = |stride: &usize| gcd(*stride, len) == 1;
+    (1..=golden.max(1)).rev().find(fits).unwrap_or(1)
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seed::Seed;
+
+    fn shared(summands: u32) -> Shared {
+        Shared { summands, norm: 2.0, turn: 3, seed: 7 }
+    }
+
+    fn body(linear: Linear, shared: Shared, delta: &[f32], draws: u64) -> Vec<u8> {
+        let (mut out, mut rng) = (Vec::new(), Seed::from_number(draws).stream());
+        let remainder = Remainder::FedBack { turn: 0 };
+        encode(linear, shared, remainder, delta, &mut rng, &mut out);
+        out
+    }
+
+    fn normal(len: usize, seed: u64, norm: f32) -> Vec<f32> {
+        let mut stream = Seed::from_number(seed).stream();
+        let x: Vec<f32> = (0..len).map(|_| uniform_f32(stream.next_u32()) - 0.5).collect();
+        let unit = norm / x.iter().map(|x| x * x).sum::<f32>().sqrt();
+        x.iter().map(|x| x * unit).collect()
+    }
+
+    #[test]
+    fn every_place_is_dealt_out_once_and_evenly() {
+        for len in [1, 2, 3, 10, 64, 1000, 12_288] {
+            for segments in [1, 3, 16] {
+                let linear = Linear::new(8, segments).unwrap();
+                let mut all: Vec<usize> =
+                    (0..segments).flat_map(|segment| places(len, linear, segment)).collect();
+                all.sort_unstable();
+                assert_eq!(all, (0..len).collect::<Vec<_>>(), "{len} in {segments}");
+            }
+        }
+        // Any run of a segment has its share of any part of the vector.
+        let linear = Linear::new(8, 3).unwrap();
+        let run: Vec<usize> = places(30_000, linear, 1).skip(1000).take(512).collect();
+        for part in 0..10 {
+            let share = run.iter().filter(|at| **at / 3000 == part).count();
+            assert!((48..=54).contains(&share), "{share}");
+        }
+    }
+
+    /// The words of all clients, added modulo 2^m, are the sum of what they stand for: all that an
+    /// aggregator under masks sees.
+    #[test]
+    fn the_sum_of_words_is_the_word_of_the_sum() {
+        let (len, summands) = (3000, 13);
+        for (bits, segments) in [(4, 1), (6, 3), (8, 4), (16, 2)] {
+            let linear = Linear::new(bits, segments).unwrap();
+            let shared = shared(summands);
+            let bodies: Vec<Vec<u8>> = (0..summands)
+                .map(|client| {
+                    let client = u64::from(client);
+                    body(linear, shared, &normal(len, client, 1.0 + client as f32 * 0.3), client)
+                })
+                .collect();
+            let mut want = vec![0.0f32; len];
+            for body in &bodies {
+                let decoded = decode(len, body).unwrap();
+                want.iter_mut().zip(decoded).for_each(|(sum, value)| *sum += value);
+            }
+            let mut sum = vec![0u32; words::unpack(bits, &bodies[0][HEADER..]).count()];
+            for body in &bodies {
+                for (sum, word) in sum.iter_mut().zip(words::unpack(bits, &body[HEADER..])) {
+                    *sum = (*sum + word) & words::largest(bits);
+                }
+            }
+            // A sum is read on a grid of as many steps as all clients have, and as far as they reach.
+            let mut together = bodies[0][..HEADER].to_vec();
+            let steps = linear.steps(summands) * summands;
+            together[3..7].copy_from_slice(&steps.to_le_bytes());
+            let range = f32::from_le_bytes(together[11..15].try_into().unwrap());
+            together[11..15].copy_from_slice(&(range * summands as f32).to_le_bytes());
+            words::pack(bits, &sum, &mut together);
+            let got = decode(len, &together).unwrap();
+            let close = |(got, want): (&f32, &f32)| (got - want).abs() < 1e-4 * range * 10.0;
+            assert!(got.iter().zip(&want).all(close), "{bits} bits, {segments} segments");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_no_longer_than_the_norm_and_right_in_expectation() {
+        let (len, linear) = (2000, Linear::new(6, 2).unwrap());
+        let places: Vec<usize> = places(len, linear, 1).collect();
+        let length = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        for norm in [0.1, 1.5, 100.0] {
+            let delta = normal(len, 5, norm);
+            let (mut mean, draws) = (vec![0.0; len], 400);
+            for draw in 0..draws {
+                let decoded = decode(len, &body(linear, shared(10), &delta, draw)).unwrap();
+                assert!(length(&decoded) < 2.0 * 1.03, "{}", length(&decoded));
+                mean.iter_mut().zip(&decoded).for_each(|(m, x)| *m += x / draws as f32);
+            }
+            let sent: Vec<f32> = places.iter().map(|at| delta[*at]).collect();
+            let got: Vec<f32> = places.iter().map(|at| mean[*at]).collect();
+            let shrunk = length(&got) / length(&sent);
+            let error: Vec<f32> =
+                got.iter().zip(&sent).map(|(got, sent)| got - shrunk as f32 * sent).collect();
+            // A draw's error has about half the norm, and the mean's is a twentieth of that; at full
+            // norm, one value of twenty lies beyond the grid.
+            let cut = if length(&sent) > 2.0 { 0.15 } else { 0.0 };
+            assert!(length(&error) < 0.08 + cut, "{norm}: {}", length(&error));
+            let clipped = (2.0 / length(&sent)).min(1.0);
+            assert!((shrunk / clipped - 1.0).abs() < 0.15, "{norm}: {shrunk} where {clipped}");
+        }
+    }
+}
