@@ -57,7 +57,6 @@ mod record_log;
 mod recovery;
 pub mod server;
 mod service;
-mod steps;
 pub mod store;
 pub mod tls;
 mod verify;

@@ -13,6 +13,7 @@
 //! - [`clipped`]: the only form in which a delta is ever summed
 //! - [`combine`], [`server_optimizer`]: the two axes of a strategy; [`advance`]: what they lead to
 //! - [`state`], [`store`]: what outlives a round, and where it is kept
+//! - [`steps`]: what devices download that hold an earlier adapter
 //! - [`ledger`]: what is on the record; [`concerns`]: what people should hear of
 
 pub mod advance;
@@ -28,6 +29,7 @@ pub mod phase;
 pub mod sections;
 pub mod server_optimizer;
 pub mod state;
+pub mod steps;
 pub mod store;
 
 pub use clipped::{Admitted, ClippedDelta};

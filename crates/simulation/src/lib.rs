@@ -24,4 +24,4 @@ pub use device::DeviceStore;
 pub use distribution::Distribution;
 pub use server::Restart;
 pub use toy::ToyTrainer;
-pub use world::{Ending, World, WorldError};
+pub use world::{Ending, Traffic, World, WorldError};

@@ -12,7 +12,9 @@ use std::time::Duration;
 use floret_aggregator::{
     Coordinator, Input as ServerInput, MemoryStore, Reply, RoundSummary, Store,
 };
-use floret_core::{ClientId, ClientUpdate, Payload, Seed, SignedReceipt, SigningKey, Time};
+use floret_core::{
+    ClientId, ClientUpdate, Payload, Seed, SignedReceipt, SigningKey, Time, Version,
+};
 use floret_device::session::RunEnd;
 use floret_device::{
     Action, Control, Input, Session, TrainError, Trainer, TrainingOutcome, TrainingTask,
@@ -35,6 +37,7 @@ pub struct World<T, S = MemoryStore> {
     agenda: BinaryHeap<Reverse<(Time, Event)>>,
     /// Whether the agenda has [`Event::Look`].
     looking: bool,
+    traffic: Traffic,
     /// Signs receipts.
     key: SigningKey,
 }
@@ -50,6 +53,18 @@ enum Event {
 
 /// How long nobody is looked for after nobody was found.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Bytes that devices moved, whether anything came of it or not. Calls beside the payloads and adapters
+/// are left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Of the payloads that they sent.
+    pub up: u64,
+    /// Of the adapters that they fetched, or of the steps that lead there from the adapter that they
+    /// held, as the server would send them. A device holds what it fetched last until it crashes. The
+    /// last adapter, which devices fetch when the run is over, is not among them.
+    pub down: u64,
+}
 
 /// How a simulated run ended.
 #[derive(Debug)]
@@ -136,8 +151,8 @@ impl<T: Trainer, S: Store> World<T, S> {
             agenda.push(Reverse((arrives, Event::Act(index))));
         }
         let (seed, key) = (seed.clone(), SigningKey::from_secret(&[0; 32]));
-        let (now, looking) = (Time::default(), false);
-        Self { server, crowd, seed, trainer, now, agenda, looking, key }
+        let (now, looking, traffic) = (Time::default(), false, Traffic::default());
+        Self { server, crowd, seed, trainer, now, agenda, looking, traffic, key }
     }
 
     /// Signs receipts with `key`.
@@ -201,6 +216,12 @@ impl<T: Trainer, S: Store> World<T, S> {
         &self.server.coordinator
     }
 
+    /// What devices moved until now.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
     /// What trains the devices.
     pub fn trainer(&mut self) -> &mut T {
         &mut self.trainer
@@ -245,16 +266,7 @@ impl<T: Trainer, S: Store> World<T, S> {
                 let reply = self.tell(index, &client, ServerInput::CheckIn);
                 return Ok(Some(self.checked_in(index, reply, latency)));
             }
-            Action::Fetch { version, layout, .. } => {
-                let state = self.server.coordinator.state();
-                let input = match state.version == version {
-                    true => Input::Fetched(state.adapter.clone()),
-                    false => Input::FetchRefused("the round went on without it".to_owned()),
-                };
-                self.bring_back(index, input);
-                let receiving = self.crowd.device(index).draws.receiving(layout.bytes());
-                return Ok(Some(latency + receiving));
-            }
+            Action::Fetch { version, .. } => return Ok(Some(latency + self.fetch(index, version))),
             Action::AskStanding { run, round } => {
                 let question = ServerInput::Standing { run, round, payload_digest: None };
                 match self.tell(index, &client, question) {
@@ -273,6 +285,21 @@ impl<T: Trainer, S: Store> World<T, S> {
             }
         }
         Ok(Some(latency))
+    }
+
+    /// Brings a device the adapter of `version`; gives how long its bytes take.
+    fn fetch(&mut self, index: usize, version: Version) -> Duration {
+        let device = self.crowd.device(index);
+        let Some((adapter, bytes)) = self.server.serve(version, device.held) else {
+            let reason = "the round went on without it".to_owned();
+            self.bring_back(index, Input::FetchRefused(reason));
+            return Duration::ZERO;
+        };
+        device.held = Some(adapter.digest());
+        let (receiving, adapter) = (device.draws.receiving(bytes), adapter.clone());
+        self.traffic.down += bytes as u64;
+        self.bring_back(index, Input::Fetched(adapter));
+        receiving
     }
 
     fn checked_in(
@@ -348,6 +375,8 @@ impl<T: Trainer, S: Store> World<T, S> {
             let bytes = update.payload.bytes();
             sent.payload = Payload::from_bytes(bytes[..bytes.len() / 2].to_vec());
         }
+        let times = 1 + u64::from(fate.duplicated);
+        self.traffic.up += times * sent.payload.bytes().len() as u64;
         let report = || ServerInput::Report { update: sent.clone(), payload_digest };
         let mut told = self.server.tell(self.now, client, report());
         if fate.duplicated {
