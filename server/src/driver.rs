@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use floret_aggregator::coordinator::Status;
-use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply, Steps, Store as _};
+use floret_aggregator::steps::Steps;
+use floret_aggregator::{Coordinator, Input, Record, Rejection, Reply, Store as _};
 use floret_core::{Adapter, ClientId, Digest, Version};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
@@ -250,7 +251,7 @@ impl Owner {
         for record in records {
             record_log::log(&record);
             self.time_phase(&record);
-            self.keep_step(&record);
+            self.steps.keep(&record);
             self.keeper.coordinator.apply(&record);
             batch.records.push(record);
         }
@@ -278,17 +279,6 @@ impl Owner {
             let _ = command.reply.send(reply);
         }
         Ok(())
-    }
-
-    fn keep_step(&mut self, record: &Record) {
-        let Record::RoundCommitted { summary, after } = record else { return };
-        match &after.step {
-            Some(step) => {
-                let whole = after.adapter.layout().bytes();
-                self.steps.push(summary.adapter_before, step, whole);
-            }
-            None => self.steps = Steps::default(),
-        }
     }
 
     fn time_phase(&mut self, record: &Record) {

@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 use floret_core::{Digest, Payload};
 
+use crate::message::Record;
+
 /// Steps in order, each with the adapter that it starts from. They do not outlive a restart: whoever
 /// comes then fetches the whole adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,9 +19,21 @@ pub struct Steps {
 }
 
 impl Steps {
+    /// Keeps the step of a round that was committed; one without a step ends them all.
+    pub fn keep(&mut self, record: &Record) {
+        let Record::RoundCommitted { summary, after } = record else { return };
+        match &after.step {
+            Some(step) => {
+                let whole = after.adapter.layout().bytes();
+                self.push(summary.adapter_before, step, whole);
+            }
+            None => *self = Self::default(),
+        }
+    }
+
     /// Adds the step that starts from the adapter `before`. The oldest go when all together are larger
     /// than `whole`, the bytes of the adapter itself.
-    pub fn push(&mut self, before: Digest, step: &Payload, whole: usize) {
+    fn push(&mut self, before: Digest, step: &Payload, whole: usize) {
         self.steps.push_back((before, step.bytes().len()));
         let mut total = self.bytes.len() + step.bytes().len();
         let mut gone = 0;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, load, pretrain, simulate};
+use crate::{bench, compare, load, pretrain, simulate};
 
 /// The researcher's side of Floret.
 #[derive(Debug, Parser)]
@@ -17,6 +17,8 @@ enum Command {
     /// Measure how fast this machine trains and generates.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Run several experiments over several seeds, and report on them side by side.
+    Compare(compare::Args),
     /// Put a server under the load of many devices, some of them slow, absent or broken.
     Load(load::Args),
     /// Train a small base model from texts, for trying things out without a download.
@@ -32,6 +34,7 @@ enum Command {
 pub fn run() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Bench(command) => bench::run(&command),
+        Command::Compare(args) => compare::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Pretrain(args) => pretrain::run(&args),
         Command::Simulate(args) => simulate::run(&args),

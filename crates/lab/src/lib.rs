@@ -5,10 +5,12 @@
 //! - [`experiment`]: the file that describes one
 //! - [`corpus`], [`people`]: texts, and who holds which
 //! - [`mod@simulate`]: runs it in virtual time
+//! - `compare`: runs several over several seeds, and reports on them
 //! - `bench`, `load`, `pretrain`: the program's other commands; [`cli`]: their arguments
 
 mod bench;
 pub mod cli;
+mod compare;
 pub mod corpus;
 pub mod experiment;
 mod load;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use floret_core::seed::Purpose;
-use floret_core::{ClientId, Round, Seed, Time};
+use floret_core::{ClientId, Digest, Round, Seed, Time};
 use floret_device::{Residual, Session};
 use rand_chacha::ChaCha20Rng;
 
@@ -54,6 +54,8 @@ struct Absent {
     charges: BTreeMap<usize, (Time, f64)>,
     /// What the updates of those that have worked left out.
     residuals: BTreeMap<usize, Arc<Residual>>,
+    /// The adapters that those hold which have fetched one.
+    held: BTreeMap<usize, Digest>,
 }
 
 impl Crowd {
@@ -79,8 +81,8 @@ impl Crowd {
         seed: &Seed,
     ) -> Self {
         let arrivals = seed.derive(Purpose::Arrival, Round(0), None).stream();
-        let (charges, residuals) = (BTreeMap::new(), BTreeMap::new());
-        let absent = Some(Absent { population, arrivals, charges, residuals });
+        let (charges, residuals, held) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let absent = Some(Absent { population, arrivals, charges, residuals, held });
         Self { behaviour, seed: seed.clone(), there: BTreeMap::new(), at_work: 0, absent }
     }
 
@@ -120,6 +122,8 @@ impl Crowd {
         let (session, nature) = (absent.population.session(index), self.nature(absent, index));
         let residual = absent.residuals.get(&index).cloned();
         self.arrive(index, session, DeviceStore::holding(residual), nature, round);
+        let held = self.absent.as_mut()?.held.remove(&index);
+        self.device(index).held = held;
         Some(index)
     }
 
@@ -189,9 +193,11 @@ impl Crowd {
         let goes = self.absent.is_some() && (worked || !may_come);
         if goes
             && let Some(device) = self.there.remove(&index)
-            && let (Some(absent), Some(residual)) = (&mut self.absent, device.session.residual())
+            && let Some(absent) = &mut self.absent
         {
-            absent.residuals.insert(index, Arc::clone(residual));
+            absent.held.extend(device.held.map(|held| (index, held)));
+            let residual = device.session.residual().map(Arc::clone);
+            absent.residuals.extend(residual.map(|residual| (index, residual)));
         }
         !goes
     }

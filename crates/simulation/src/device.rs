@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use floret_core::Time;
+use floret_core::{Digest, Time};
 use floret_device::{Action, Input, Kept, Record, Residual, Session, Store};
 
 use crate::behaviour::Draws;
@@ -56,6 +56,8 @@ pub(crate) struct Device {
     pub(crate) draws: Draws,
     /// Whether it has work, or had some a moment ago.
     pub(crate) at_work: bool,
+    /// The adapter that it fetched last, which a crash forgets.
+    pub(crate) held: Option<Digest>,
     store: DeviceStore,
     /// How far its clock is ahead of the world's.
     skew: Duration,
@@ -65,13 +67,14 @@ impl Device {
     pub(crate) fn new(session: Session, mut store: DeviceStore, mut draws: Draws) -> Self {
         let skew = draws.skew();
         let session = session.with_kept(std::mem::take(&mut store.kept));
-        Self { session, draws, at_work: false, store, skew }
+        Self { session, draws, at_work: false, held: None, store, skew }
     }
 
     /// Goes down and comes up again with what the store holds.
     pub(crate) fn crash(&mut self) {
         let (commit, kept) = (self.store.restart)();
         self.store.commit = commit;
+        self.held = None;
         self.session = self.session.restarted().with_kept(kept);
     }
 

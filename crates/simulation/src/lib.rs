@@ -7,7 +7,6 @@
 //!
 //! - [`world`]: the event loop; [`server`] and [`device`]: who lives in it, and goes down and up again
 //! - [`crowd`]: which devices are there, out of a population of any size
-//! - `downloads`: what goes down, in bytes
 //! - [`toy`]: a trainer that needs no model
 //! - [`behaviour`], [`distribution`]: how devices differ from perfect ones, by seed
 
@@ -15,7 +14,6 @@ pub mod behaviour;
 pub mod crowd;
 pub mod device;
 pub mod distribution;
-mod downloads;
 pub mod server;
 pub mod toy;
 pub mod world;
@@ -26,4 +24,4 @@ pub use device::DeviceStore;
 pub use distribution::Distribution;
 pub use server::Restart;
 pub use toy::ToyTrainer;
-pub use world::{Ending, World, WorldError};
+pub use world::{Ending, Traffic, World, WorldError};

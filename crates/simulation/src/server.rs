@@ -2,12 +2,11 @@
 
 use std::collections::VecDeque;
 
+use floret_aggregator::steps::Steps;
 use floret_aggregator::{
     Coordinator, Input, MemoryStore, Record, Rejection, Reply, RoundSummary, Store,
 };
-use floret_core::{ClientId, Time};
-
-use crate::downloads::Downloads;
+use floret_core::{Adapter, ClientId, Digest, Time, Version};
 
 /// Starts a server again, from what its store holds, at a time.
 pub type Restart<S> = Box<dyn FnMut(Time) -> (Coordinator, S)>;
@@ -17,9 +16,9 @@ pub(crate) struct Server<S> {
     pub(crate) coordinator: Coordinator,
     store: S,
     restart: Option<Restart<S>>,
+    steps: Steps,
     /// Rounds that closed and that nobody has looked at yet.
     pub(crate) closed: VecDeque<RoundSummary>,
-    pub(crate) downloads: Downloads,
     pub(crate) crashes: u32,
 }
 
@@ -41,8 +40,8 @@ impl Server<MemoryStore> {
 
 impl<S: Store> Server<S> {
     pub(crate) fn new(coordinator: Coordinator, store: S, restart: Option<Restart<S>>) -> Self {
-        let (closed, downloads) = (VecDeque::new(), Downloads::default());
-        Self { coordinator, store, restart, closed, downloads, crashes: 0 }
+        let (steps, closed) = (Steps::default(), VecDeque::new());
+        Self { coordinator, store, restart, steps, closed, crashes: 0 }
     }
 
     /// Tells the coordinator something: decide, apply, record, then answer.
@@ -57,6 +56,23 @@ impl<S: Store> Server<S> {
             true => step.reply.map_err(Unanswered::Rejected),
             false => Err(Unanswered::Lost),
         }
+    }
+
+    /// The adapter of `version`, and how many bytes bring it to a device that holds the adapter `held`:
+    /// none, steps, or the whole. None if it is not the current one.
+    pub(crate) fn serve(
+        &self,
+        version: Version,
+        held: Option<Digest>,
+    ) -> Option<(&Adapter, usize)> {
+        let state = self.coordinator.state();
+        let adapter = Some(&state.adapter).filter(|_| state.version == version)?;
+        let steps = |held| self.steps.since(held).map(|(_, bytes)| bytes.len());
+        let bytes = match held {
+            Some(held) if held == adapter.digest() => 0,
+            held => held.and_then(steps).unwrap_or(adapter.layout().bytes()),
+        };
+        Some((adapter, bytes))
     }
 
     /// Lets the coordinator's timeouts up to `until` happen, each at its own time.
@@ -76,15 +92,14 @@ impl<S: Store> Server<S> {
     /// Whether the records are durable. If not, the server is down and up again when this returns.
     fn record(&mut self, now: Time, records: Vec<Record>) -> bool {
         for record in &records {
+            self.steps.keep(record);
             self.coordinator.apply(record);
         }
         if let Err(error) = self.store.commit(&records, self.coordinator.state()) {
             self.start_again(now, &error);
             return false;
         }
-        let whole = self.coordinator.layout().bytes();
         for record in records {
-            self.downloads.note(&record, whole);
             if let Record::RoundCommitted { summary, .. } | Record::RoundAbandoned { summary } =
                 record
             {
@@ -99,6 +114,7 @@ impl<S: Store> Server<S> {
             panic!("the store of a world that cannot restart its server failed: {error}");
         };
         self.crashes += 1;
+        self.steps = Steps::default();
         (self.coordinator, self.store) = restart(now);
     }
 }

@@ -5,14 +5,16 @@
 //! the way.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use floret_aggregator::{
     Coordinator, Input as ServerInput, MemoryStore, Reply, Report, RoundSummary, Store,
 };
-use floret_core::{ClientId, ClientUpdate, Payload, Seed, SignedReceipt, SigningKey, Time};
+use floret_core::{
+    ClientId, ClientUpdate, Payload, Seed, SignedReceipt, SigningKey, Time, Version,
+};
 use floret_device::session::RunEnd;
 use floret_device::{
     Action, Control, Input, Session, TrainError, Trainer, TrainingOutcome, TrainingTask,
@@ -35,6 +37,9 @@ pub struct World<T, S = MemoryStore> {
     agenda: BinaryHeap<Reverse<(Time, Event)>>,
     /// Whether the agenda has [`Event::Look`].
     looking: bool,
+    traffic: Traffic,
+    /// What each device fetched since its last update that counts, in bytes, by index.
+    unsettled: BTreeMap<usize, u64>,
     /// Signs receipts.
     key: SigningKey,
 }
@@ -50,6 +55,18 @@ enum Event {
 
 /// How long nobody is looked for after nobody was found.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Bytes that devices moved, whether anything came of it or not. Calls beside the payloads and adapters
+/// are left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Of the payloads that they sent.
+    pub up: u64,
+    /// Of the adapters that they fetched, or of the steps that lead there from the adapter that they
+    /// held, as the server would send them. A device holds what it fetched last until it crashes. The
+    /// last adapter, which devices fetch when the run is over, is not among them.
+    pub down: u64,
+}
 
 /// How a simulated run ended.
 #[derive(Debug)]
@@ -137,7 +154,8 @@ impl<T: Trainer, S: Store> World<T, S> {
         }
         let (seed, key) = (seed.clone(), SigningKey::from_secret(&[0; 32]));
         let (now, looking) = (Time::default(), false);
-        Self { server, crowd, seed, trainer, now, agenda, looking, key }
+        let (traffic, unsettled) = (Traffic::default(), BTreeMap::new());
+        Self { server, crowd, seed, trainer, now, agenda, looking, traffic, unsettled, key }
     }
 
     /// Signs receipts with `key`.
@@ -201,10 +219,10 @@ impl<T: Trainer, S: Store> World<T, S> {
         &self.server.coordinator
     }
 
-    /// Bytes of adapters that went down to devices so far.
+    /// What devices moved until now.
     #[must_use]
-    pub fn downloaded(&self) -> u64 {
-        self.server.downloads.total()
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// What trains the devices.
@@ -251,20 +269,7 @@ impl<T: Trainer, S: Store> World<T, S> {
                 let reply = self.tell(index, &client, ServerInput::CheckIn);
                 return Ok(Some(self.checked_in(index, reply, latency)));
             }
-            Action::Fetch { version, layout, .. } => {
-                let state = self.server.coordinator.state();
-                let (input, bytes) = match state.version == version {
-                    true => {
-                        let (adapter, downloads) = (&state.adapter, &mut self.server.downloads);
-                        let bytes = downloads.fetch(index, adapter.digest(), layout.bytes());
-                        (Input::Fetched(adapter.clone()), bytes)
-                    }
-                    false => (Input::FetchRefused("the round went on without it".to_owned()), 0),
-                };
-                self.bring_back(index, input);
-                let receiving = self.crowd.device(index).draws.receiving(bytes);
-                return Ok(Some(latency + receiving));
-            }
+            Action::Fetch { version, .. } => return Ok(Some(latency + self.fetch(index, version))),
             Action::AskStanding { run, round } => {
                 let question = ServerInput::Standing { run, round, payload_digest: None };
                 match self.tell(index, &client, question) {
@@ -283,6 +288,22 @@ impl<T: Trainer, S: Store> World<T, S> {
             }
         }
         Ok(Some(latency))
+    }
+
+    /// Brings a device the adapter of `version`; gives how long its bytes take.
+    fn fetch(&mut self, index: usize, version: Version) -> Duration {
+        let device = self.crowd.device(index);
+        let Some((adapter, bytes)) = self.server.serve(version, device.held) else {
+            let reason = "the round went on without it".to_owned();
+            self.bring_back(index, Input::FetchRefused(reason));
+            return Duration::ZERO;
+        };
+        device.held = Some(adapter.digest());
+        let (receiving, adapter) = (device.draws.receiving(bytes), adapter.clone());
+        self.traffic.down += bytes as u64;
+        *self.unsettled.entry(index).or_default() += bytes as u64;
+        self.bring_back(index, Input::Fetched(adapter));
+        receiving
     }
 
     fn checked_in(
@@ -358,7 +379,9 @@ impl<T: Trainer, S: Store> World<T, S> {
             let bytes = update.payload.bytes();
             sent.payload = Payload::from_bytes(bytes[..bytes.len() / 2].to_vec());
         }
-        let downloaded_bytes = self.server.downloads.to(index);
+        let times = 1 + u64::from(fate.duplicated);
+        self.traffic.up += times * sent.payload.bytes().len() as u64;
+        let downloaded_bytes = self.unsettled.get(&index).copied().unwrap_or_default();
         let report = || {
             let update = sent.clone();
             ServerInput::Report(Report { update, payload_digest, downloaded_bytes })
@@ -373,7 +396,7 @@ impl<T: Trainer, S: Store> World<T, S> {
             Err(Unanswered::Lost) => return,
             Err(Unanswered::Rejected(rejection)) if rejection.code() == "wrong-digest" => return,
             Ok(Reply::Accepted(receipt)) => {
-                self.server.downloads.settled(index);
+                self.unsettled.remove(&index);
                 let signature = receipt.sign(&update.run, client, &self.key);
                 Input::Acknowledged(SignedReceipt { receipt, signature })
             }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use floret_aggregator::{RoundSummary, RunState};
 use floret_core::{Adapter, Digest, Time};
 use floret_model::Evaluation;
+use floret_simulation::Traffic;
 
 use super::Stage;
 use super::judge::{Spread, decode, encode, pooled};
@@ -20,7 +21,8 @@ pub(super) struct Recorder {
     updates: Table,
     /// What clients did, by index.
     parts: BTreeMap<usize, Part>,
-    bytes: [u64; 2],
+    /// Bytes that were moved until the last round closed.
+    traffic: Traffic,
     closed: Time,
 }
 
@@ -39,7 +41,7 @@ impl Recorder {
             rounds: Table::create(out, "rounds")?,
             updates: Table::create(out, "updates")?,
             parts: BTreeMap::new(),
-            bytes: [0; 2],
+            traffic: Traffic::default(),
             closed: Time::default(),
         })
     }
@@ -56,7 +58,7 @@ impl Recorder {
             self.count(row, stage)?;
         }
         let adapter = stage.adapter();
-        self.bytes[1] = stage.world.downloaded();
+        self.traffic = stage.world.traffic();
         self.closed = summary.closed_at;
         let version = stage.world.coordinator().state().version.0;
         let every = u64::from(self.experiment.evaluation.every);
@@ -78,8 +80,9 @@ impl Recorder {
             weight: summary.weight,
             mean_staleness: mean(rows.iter().filter_map(|row| row.staleness).map(|s| s as f64)),
             max_staleness: rows.iter().filter_map(|row| row.staleness).max(),
-            bytes_up: self.bytes[0],
-            bytes_down: self.bytes[1],
+            residual: summary.residual.map(|residual| residual.relative),
+            bytes_up: self.traffic.up,
+            bytes_down: self.traffic.down,
             train_loss: mean(rows.iter().filter_map(|row| row.train_loss)),
             holdout_loss: spread.map(|spread| spread.pooled),
             holdout_worst_decile: spread.map(|spread| spread.worst_decile),
@@ -98,10 +101,8 @@ impl Recorder {
         let part = self.parts.entry(index).or_default();
         part.updates += u64::from(row.outcome == "accepted");
         part.drop_outs += u64::from(row.outcome == "dropped_out");
-        let bytes = row.bytes.unwrap_or(0);
-        part.bytes_up += bytes;
+        part.bytes_up += row.bytes.unwrap_or(0);
         part.bytes_down += row.downloaded.unwrap_or(0);
-        self.bytes[0] += bytes;
         Ok(())
     }
 
@@ -130,12 +131,13 @@ impl Recorder {
             participants: self.parts.len(),
             version: state.version.0,
             adapter: adapter.digest(),
+            parameters: adapter.layout().len(),
             auto: stage.choice.clone(),
             virtual_s: seconds(self.closed),
             updates: state.totals.updates_accepted,
             drop_outs: state.totals.drop_outs,
-            bytes_up: self.bytes[0],
-            bytes_down: self.bytes[1],
+            bytes_up: self.traffic.up,
+            bytes_down: self.traffic.down,
             base: Spread::of(&base),
             federated: spread,
             personal: personal.as_deref().and_then(Spread::of),

@@ -18,7 +18,7 @@ use super::team::Trained;
 /// The experiment as resolved.
 pub(super) const EXPERIMENT_FILE: &str = "experiment.toml";
 /// What came out of it; it is written last.
-pub(super) const SUMMARY_FILE: &str = "summary.json";
+pub(crate) const SUMMARY_FILE: &str = "summary.json";
 /// What it took on this machine.
 pub(super) const WALL_FILE: &str = "wall.json";
 /// Folder of the last adapter, as PEFT saves it.
@@ -53,9 +53,12 @@ pub struct RoundRow {
     pub mean_staleness: Option<f64>,
     /// Largest staleness of an update that counts.
     pub max_staleness: Option<u64>,
-    /// Bytes of the payloads that count, since the beginning.
+    /// How far the mean of factors is from that of their products, as a share of the latter, if it was
+    /// measured.
+    pub residual: Option<f64>,
+    /// Bytes of the payloads that devices sent since the beginning, also in vain.
     pub bytes_up: u64,
-    /// Bytes of adapters that went down, since the beginning: steps where devices hold an earlier one.
+    /// Bytes of the adapters, or of steps to them, that devices fetched since the beginning.
     pub bytes_down: u64,
     /// Mean loss of the last training step of the updates that count, in nats per token.
     pub train_loss: Option<f64>,
@@ -145,6 +148,8 @@ pub struct Summary {
     pub version: u64,
     /// Digest of the last adapter.
     pub adapter: Digest,
+    /// Values of an adapter.
+    pub parameters: usize,
     /// What `run.compression = "auto"` chose; none where the experiment says it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto: Option<Choice>,
@@ -154,9 +159,9 @@ pub struct Summary {
     pub updates: u64,
     /// Assignments that were never answered.
     pub drop_outs: u64,
-    /// Bytes of the payloads that count.
+    /// Bytes of the payloads that devices sent until the last round closed, also in vain.
     pub bytes_up: u64,
-    /// Bytes of adapters that went down.
+    /// Bytes of the adapters, or of steps to them, that devices fetched until then.
     pub bytes_down: u64,
     /// Losses of the base model on each evaluated client's held-out texts.
     pub base: Option<Spread>,
@@ -225,7 +230,7 @@ impl Table {
 }
 
 /// Writes `value` to `path` as JSON, whole or not at all.
-pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)? + "\n";
     let partial = path.with_extension("partial");
     let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, path));
