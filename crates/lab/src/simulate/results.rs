@@ -75,6 +75,8 @@ pub(super) struct UpdateRow {
     pub round: u32,
     /// The client.
     pub client: ClientId,
+    /// Whether it is hostile.
+    pub hostile: bool,
     /// `accepted`, `refused`, `declined` or `dropped_out`.
     pub outcome: &'static str,
     /// The round that it was assigned in.
@@ -91,6 +93,8 @@ pub(super) struct UpdateRow {
     pub tokens: Option<u64>,
     /// Loss of the last training step, in nats per token.
     pub train_loss: Option<f64>,
+    /// L2 norm of what training changed, before an attack, clipping and encoding.
+    pub norm: Option<f64>,
     /// Why it was refused or declined.
     pub reason: Option<String>,
 }
@@ -103,6 +107,11 @@ pub struct ClientRow {
     pub client: ClientId,
     /// The source of its texts, if it has one alone.
     pub source: Option<String>,
+    /// Whether it is hostile.
+    #[serde(default)]
+    pub hostile: bool,
+    /// Rank that it permits, if devices differ.
+    pub max_rank: Option<usize>,
     /// Texts that it trains on.
     pub examples: usize,
     /// Its updates that count.
@@ -134,6 +143,9 @@ pub struct Summary {
     pub message: String,
     /// How many clients there are.
     pub clients: usize,
+    /// How many of them are hostile.
+    #[serde(default)]
+    pub hostile: usize,
     /// How many different clients took part.
     pub participants: usize,
     /// Version of the last adapter.
@@ -150,6 +162,8 @@ pub struct Summary {
     pub bytes_up: u64,
     /// Bytes of the adapters that went down for updates.
     pub bytes_down: u64,
+    /// Median L2 norm of what training changed, over the honest updates that count.
+    pub median_norm: Option<f64>,
     /// Losses of the base model on each evaluated client's held-out texts.
     pub base: Option<Spread>,
     /// The same with the last adapter.
@@ -233,6 +247,7 @@ pub(super) fn updates(
     let nothing = |client: &ClientId, outcome, reason| UpdateRow {
         round,
         client: client.clone(),
+        hostile: false,
         outcome,
         assigned: None,
         staleness: None,
@@ -241,6 +256,7 @@ pub(super) fn updates(
         bytes: None,
         tokens: None,
         train_loss: None,
+        norm: None,
         reason,
     };
     let mut rows = Vec::new();
@@ -255,6 +271,7 @@ pub(super) fn updates(
             bytes: Some(receipt.payload_bytes),
             tokens: trained.map(|of| of.tokens),
             train_loss: trained.map(|of| of.last_loss),
+            norm: trained.map(|of| of.norm),
             ..nothing(&counted.client, "accepted", None)
         });
     }
