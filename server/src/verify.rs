@@ -269,7 +269,7 @@ fn combine_again(
     let delta = match aggregation.combine {
         Some(rule) => rule.combine(layout, before, &deltas),
         None => match settings.mode {
-            Mode::Synchronous => mean.mean(layout, aggregation.clip_norm),
+            Mode::Synchronous => aggregation.mean(&mean, layout, before),
             Mode::Buffered(config) => mean.over(config.divisor(), aggregation.clip_norm),
         },
     };

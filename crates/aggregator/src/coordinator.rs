@@ -306,19 +306,19 @@ impl Coordinator {
         updates: &S,
     ) -> Result<(Vec<f32>, Option<Residual>), S::Error> {
         let aggregation = &self.config.aggregation;
+        let (layout, before) = (&self.layout, self.state.adapter.values());
         if !aggregation.needs_updates() {
-            return Ok((round.mean(&self.config, &self.layout), None));
+            return Ok((round.mean(&self.config, layout, before), None));
         }
         let (mut deltas, mut weights) = (Vec::new(), Vec::new());
         for (client, receipt) in round.counted() {
             deltas.push(updates.update(client, receipt)?.delta().clone());
             weights.push(receipt.weight);
         }
-        let (layout, before) = (&self.layout, self.state.adapter.values());
         let combined = aggregation.combine.map(|rule| rule.combine(layout, before, &deltas));
         let residual =
             aggregation.measure_residual.then(|| Residual::of(layout, before, &deltas, &weights));
-        Ok((combined.unwrap_or_else(|| round.mean(&self.config, layout)), residual))
+        Ok((combined.unwrap_or_else(|| round.mean(&self.config, layout, before)), residual))
     }
 
     fn commit(
