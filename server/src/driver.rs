@@ -234,7 +234,7 @@ impl Owner {
                 Some(at) if now < at => return Ok(now.until(at).min(TICK)),
                 Some(_) => {
                     // A round that reads its updates again finds them in the store.
-                    if self.keeper.coordinator.config().aggregation.needs_updates() {
+                    if self.keeper.coordinator.needs_updates() {
                         self.commit(std::mem::take(batch))?;
                     }
                     let Keeper { coordinator, store, .. } = &self.keeper;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use floret_aggregator::ClippedDelta;
 use floret_aggregator::advance::{Before, advance};
-use floret_aggregator::combine::WeightedMean;
 use floret_aggregator::combine::residual::Residual;
+use floret_aggregator::combine::{Combine, WeightedMean};
 use floret_aggregator::config::Mode;
 use floret_aggregator::ledger::{self, BrokenLedger, Entry, Fact, RoundEntry, Settings};
 use floret_core::Layout;
@@ -267,9 +267,9 @@ fn combine_again(
     let deltas: Vec<ClippedDelta> = deltas.into_values().collect();
     let weights: Vec<u32> = round.accepted.iter().map(|accepted| accepted.weight).collect();
     let delta = match aggregation.combine {
-        Some(rule) => rule.combine(layout, before, &deltas),
+        Some(rule) => rule.combine(layout, before, &deltas, &weights),
         None => match settings.mode {
-            Mode::Synchronous => mean.mean(layout, aggregation.clip_norm),
+            Mode::Synchronous => aggregation.mean(&mean, layout, before),
             Mode::Buffered(config) => mean.over(config.divisor(), aggregation.clip_norm),
         },
     };

@@ -2,7 +2,8 @@
 //!
 //! The weighted mean is linear: it streams into integers, in memory that does not grow with the
 //! cohort. The others are buffered: they look at all updates of a round at once, in ClientId order,
-//! when it closes: [`Robust`]. Those that go by coordinates look at the factors' values one by one; those that go
+//! when it closes: [`Combine`]. [`Robust`] are those that settings can name; a program can bring one of its own
+//! ([`crate::Coordinator::with_rule`]). Those that go by coordinates look at the factors' values one by one; those that go
 //! by distances look at what factors stand for, their product, and give each update a weight, by which
 //! factors are averaged.
 //!
@@ -18,12 +19,27 @@ pub mod residual;
 pub mod trimmed_mean;
 pub mod weighted_mean;
 
+use std::fmt;
+
 use floret_core::Layout;
 use serde::{Deserialize, Serialize};
 
 use crate::clipped::ClippedDelta;
 use geometry::Distances;
 pub use weighted_mean::WeightedMean;
+
+/// A rule that looks at all updates of a round at once.
+pub trait Combine: fmt::Debug + Send + Sync {
+    /// Combines `deltas`, in ClientId order and each with its weight, of adapters of `layout` that began
+    /// with the values `before`: one value for each, in layout order. The same inputs give the same bits.
+    fn combine(
+        &self,
+        layout: &Layout,
+        before: &[f32],
+        deltas: &[ClippedDelta],
+        weights: &[u32],
+    ) -> Vec<f32>;
+}
 
 /// A rule that a few hostile updates do not move far. Each update has the same say: the number of
 /// examples behind it is a claim.
@@ -76,11 +92,18 @@ impl Robust {
     fn default_clipping_steps() -> u32 {
         3
     }
+}
 
-    /// Combines `deltas`, in ClientId order, of adapters that began with the values `before`; zeros
-    /// if there are none. Sums are in f64 and in a fixed order.
-    #[must_use]
-    pub fn combine(&self, layout: &Layout, before: &[f32], deltas: &[ClippedDelta]) -> Vec<f32> {
+impl Combine for Robust {
+    /// Each delta has the same say, whatever its weight; zeros if there are none. Sums are in f64 and in a
+    /// fixed order.
+    fn combine(
+        &self,
+        layout: &Layout,
+        before: &[f32],
+        deltas: &[ClippedDelta],
+        _: &[u32],
+    ) -> Vec<f32> {
         if deltas.is_empty() {
             return vec![0.0; layout.len()];
         }

@@ -7,7 +7,7 @@ use floret_core::lora::InvalidLora;
 use floret_core::payload::{Compression, Linear};
 use floret_core::plan::{InvalidTraining, TrainingConfig};
 use floret_core::scope::Freeze;
-use floret_core::{LoraConfig, RunId, Scope, Seed, Version};
+use floret_core::{Layout, LoraConfig, RunId, Scope, Seed, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::combine::{Robust, WeightedMean};
@@ -112,6 +112,10 @@ pub struct Aggregation {
     /// How many deltas become one; none for the weighted mean.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub combine: Option<Robust>,
+    /// Whether a rank component counts as zero for those that did not train it, instead of not at all:
+    /// a baseline to compare nested ranks with.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub zero_padding: bool,
     /// Whether each round measures how far the mean of factors is from the mean of their products.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub measure_residual: bool,
@@ -133,6 +137,7 @@ impl Default for Aggregation {
             clip_norm: 10.0,
             max_examples: 10_000,
             combine: None,
+            zero_padding: false,
             measure_residual: false,
             max_buffered_bytes: 1 << 30,
             server_optimizer: ServerOptimizer::default(),
@@ -146,6 +151,15 @@ impl Aggregation {
     #[must_use]
     pub fn needs_updates(&self) -> bool {
         self.combine.is_some() || self.measure_residual
+    }
+
+    /// What the weighted mean of a synchronous round gives, from an adapter of the values `before`.
+    #[must_use]
+    pub fn mean(&self, mean: &WeightedMean, layout: &Layout, before: &[f32]) -> Vec<f32> {
+        match self.zero_padding {
+            true => mean.zero_padded(layout, self.clip_norm, before),
+            false => mean.mean(layout, self.clip_norm),
+        }
     }
 }
 
@@ -237,6 +251,10 @@ impl RunConfig {
             let accepted = "false with run.mode = \"buffered\", aggregation.combine or \
                             measure_residual, which take every update as one of the full rank";
             return setting("training.nested_ranks", true, accepted);
+        }
+        if self.aggregation.zero_padding && !self.training.nested_ranks {
+            let accepted = "false without training.nested_ranks: everyone trains all components";
+            return setting("aggregation.zero_padding", true, accepted);
         }
         Ok(())
     }

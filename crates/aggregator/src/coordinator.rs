@@ -1,5 +1,6 @@
 //! The round state machine.
 
+mod combining;
 mod status;
 
 use floret_core::seed::Purpose;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::advance::{Before, advance};
+use crate::combine::Combine;
 use crate::combine::residual::Residual;
 use crate::config::{InvalidRun, Mode, RunConfig};
 use crate::message::{Input, Record, Rejection, Reply, Report, RoundSummary, Step};
@@ -28,6 +30,8 @@ pub struct Coordinator {
     layout: Arc<Layout>,
     state: RunState,
     phase: Phase,
+    /// In the place of the one that the settings name.
+    rule: Option<Box<dyn Combine>>,
 }
 
 impl Coordinator {
@@ -58,7 +62,7 @@ impl Coordinator {
         };
         let abandoned_in_a_row = if state.end.is_some() { 0 } else { state.abandoned_in_a_row };
         let state = RunState { end, abandoned_in_a_row, ..state };
-        Ok(Self { config, layout, state, phase })
+        Ok(Self { config, layout, state, phase, rule: None })
     }
 
     /// The run's settings.
@@ -299,28 +303,6 @@ impl Coordinator {
             Some(Verdict::Abandon(reason)) => self.abandon(round, now, reason),
             None => Vec::new(),
         })
-    }
-
-    /// The combined delta of a round, and its residual if that is asked for.
-    fn combine<S: UpdateSource>(
-        &self,
-        round: &dyn OpenRound,
-        updates: &S,
-    ) -> Result<(Vec<f32>, Option<Residual>), S::Error> {
-        let aggregation = &self.config.aggregation;
-        if !aggregation.needs_updates() {
-            return Ok((round.mean(&self.config, &self.layout), None));
-        }
-        let (mut deltas, mut weights) = (Vec::new(), Vec::new());
-        for (client, receipt) in round.counted() {
-            deltas.push(updates.update(client, receipt)?.delta().clone());
-            weights.push(receipt.weight);
-        }
-        let (layout, before) = (&self.layout, self.state.adapter.values());
-        let combined = aggregation.combine.map(|rule| rule.combine(layout, before, &deltas));
-        let residual =
-            aggregation.measure_residual.then(|| Residual::of(layout, before, &deltas, &weights));
-        Ok((combined.unwrap_or_else(|| round.mean(&self.config, layout)), residual))
     }
 
     fn commit(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use floret_core::{ClientId, Receipt};
 
 use crate::clipped::Admitted;
-use crate::config::RunConfig;
+use crate::coordinator::Coordinator;
 use crate::message::Record;
 use crate::state::RunState;
 
@@ -58,10 +58,10 @@ pub struct MemoryStore {
 pub struct NotInMemory(ClientId);
 
 impl MemoryStore {
-    /// A store for a run with these settings: without a rule that needs them, it keeps no updates.
+    /// A store for a run of this coordinator: without a rule that needs them, it keeps no updates.
     #[must_use]
-    pub fn new(config: &RunConfig) -> Self {
-        Self { keeps_updates: config.aggregation.needs_updates(), updates: BTreeMap::new() }
+    pub fn new(coordinator: &Coordinator) -> Self {
+        Self { keeps_updates: coordinator.needs_updates(), updates: BTreeMap::new() }
     }
 }
 

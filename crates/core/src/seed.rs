@@ -40,6 +40,8 @@ pub enum Purpose {
     Partition,
     /// Which simulated devices are evaluated.
     Evaluation,
+    /// Which simulated devices are hostile, and what they draw.
+    Attack,
 }
 
 impl Purpose {
@@ -58,6 +60,7 @@ impl Purpose {
             Self::Arrival => "arrival",
             Self::Partition => "partition",
             Self::Evaluation => "evaluation",
+            Self::Attack => "attack",
         }
     }
 }

@@ -14,7 +14,7 @@ use floret_core::config_file::{ConfigVersion, from_toml};
 use floret_core::payload::Compression;
 use floret_core::plan::TrainingConfig;
 use floret_core::{LoraConfig, RunId, Seed};
-use floret_simulation::{Behaviour, Distribution};
+use floret_simulation::{Attack, Behaviour, Distribution};
 use serde::{Deserialize, Serialize};
 
 /// An experiment. Paths are relative to its file. The sections `lora`, `training`, `cohort`,
@@ -37,6 +37,9 @@ pub struct Experiment {
     /// How devices differ from perfect ones.
     #[serde(default)]
     pub behaviour: Behaviour,
+    /// Who is hostile, and how; nobody without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attack: Option<Attack>,
     /// Who is evaluated, and when.
     #[serde(default)]
     pub evaluation: EvaluationSection,
@@ -137,12 +140,16 @@ pub struct PopulationSection {
     pub alpha: f64,
     /// A CSV file with a line for each device: what it is like, in place of `[behaviour]`'s draws.
     pub trace: Option<PathBuf>,
+    /// The largest ranks that devices permit, dealt out by turns, for `training.nested_ranks`. Without
+    /// it, each permits the run's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ranks: Vec<usize>,
 }
 
 impl Default for PopulationSection {
     fn default() -> Self {
-        let partition = PartitionName::default();
-        Self { partition, clients: 0, examples: None, alpha: 0.5, trace: None }
+        let (partition, ranks) = (PartitionName::default(), Vec::new());
+        Self { partition, clients: 0, examples: None, alpha: 0.5, trace: None, ranks }
     }
 }
 
@@ -216,6 +223,13 @@ impl Experiment {
         Seed::from_number(self.run.seed)
     }
 
+    /// Updates that a round waits for.
+    #[must_use]
+    pub fn updates_of_a_round(&self) -> u32 {
+        let buffered = self.run.mode.with(self.buffered).buffered();
+        buffered.map_or(self.cohort.size, |buffered| buffered.buffer)
+    }
+
     /// The run's settings, for a base model of these digests and an adapter of `values` values whose
     /// cohorts come out of `population` clients; with `run.compression = "auto"`, and what that chose.
     ///
@@ -253,7 +267,11 @@ impl Experiment {
         if let Err((key, accepted)) = self.behaviour.validate() {
             bail!("behaviour.{key} is out of range: use {accepted}");
         }
+        if let Some(Err((key, accepted))) = self.attack.map(|attack| attack.validate()) {
+            bail!("attack.{key} is out of range: use {accepted}");
+        }
         let (data, population) = (&self.data, &self.population);
+        ensure!(!population.ranks.contains(&0), "population.ranks has a 0: use 1 or more");
         ensure!(!data.paths.is_empty(), "data.paths is empty: name files or folders");
         ensure!((0.0..1.0).contains(&data.holdout), "data.holdout: use 0 or more, below 1");
         ensure!(
@@ -290,6 +308,8 @@ impl Experiment {
 
 #[cfg(test)]
 mod tests {
+    use floret_simulation::AttackKind;
+
     use super::*;
 
     fn read(text: &str) -> Result<Experiment> {
@@ -326,6 +346,21 @@ mod tests {
     }
 
     #[test]
+    fn attacks_are_read_and_written() {
+        for (text, kind) in [
+            ("kind = \"sign_flip\"", AttackKind::SignFlip { scale: None }),
+            ("kind = \"sign_flip\"\nscale = 3", AttackKind::SignFlip { scale: Some(3.0) }),
+            ("kind = \"label_flip\"", AttackKind::LabelFlip {}),
+            ("kind = \"little_is_enough\"\nz = 1.5", AttackKind::LittleIsEnough { z: Some(1.5) }),
+        ] {
+            let experiment = read(&format!("{GOOD}[attack]\nshare = 0.2\n{text}\n")).unwrap();
+            assert_eq!(experiment.attack, Some(Attack { share: 0.2, kind }));
+            let text = toml::to_string(&experiment).unwrap();
+            assert_eq!(from_toml::<Experiment>("resolved", &text).unwrap(), experiment);
+        }
+    }
+
+    #[test]
     fn what_cannot_be_used_is_named() {
         for (line, word) in [
             ("[population]\nclient = 3", "did you mean `clients`?"),
@@ -334,6 +369,11 @@ mod tests {
             ("[population]\npartition = \"iid\"", "population.clients is 0"),
             ("[population]\npartition = \"dirichlet\"\nclients = 4", "population.examples"),
             ("[population]\ntrace = \"absent.csv\"", "absent.csv"),
+            ("[population]\nranks = [2, 0]", "population.ranks"),
+            ("[attack]\nshare = 0.2", "kind"),
+            ("[attack]\nshare = 1.2\nkind = \"label_flip\"", "attack.share"),
+            ("[attack]\nshare = 0.2\nkind = \"scaling\"\nfactor = 0.0", "attack.factor"),
+            ("[attack]\nshare = 0.2\nkind = \"sign_flip\"\nfactor = 2.0", "factor"),
             ("[evaluation]\ncentral_learning_rates = [0.0]", "central_learning_rates"),
         ] {
             let error = format!("{:#}", read(&format!("{GOOD}{line}\n")).unwrap_err());

@@ -1,5 +1,6 @@
 //! Clients and their texts: indices into one corpus, given out when they are asked for.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub struct People {
     corpus: Corpus,
     holdout: f64,
     shares: Shares,
+    /// Ranks that devices permit, by turns; none for any.
+    ranks: Vec<usize>,
     /// Digits of the largest index.
     digits: usize,
 }
@@ -71,7 +74,7 @@ impl People {
                 pools: Pools::new(&corpus, holdout),
             },
         };
-        let mut people = Self { corpus, holdout, shares, digits: 0 };
+        let mut people = Self { corpus, holdout, shares, ranks: section.ranks.clone(), digits: 0 };
         people.digits = people.len().to_string().len();
         Ok(people)
     }
@@ -122,6 +125,19 @@ impl People {
             Shares::BySource(sources) => Some(&self.corpus.sources[sources[index]]),
             _ => None,
         }
+    }
+
+    /// The largest rank that the device of the client `index` permits, if devices differ.
+    #[must_use]
+    pub fn max_rank(&self, index: usize) -> Option<usize> {
+        self.ranks.get(index % self.ranks.len().max(1)).copied()
+    }
+
+    /// The clients that the experiment makes hostile.
+    #[must_use]
+    pub fn hostile(&self, experiment: &Experiment) -> BTreeSet<ClientId> {
+        let drawn = experiment.attack.map(|of| of.hostile(self.len(), &experiment.seed()));
+        drawn.into_iter().flatten().map(|index| self.client(index)).collect()
     }
 
     /// The texts of the client `index`.
@@ -268,7 +284,10 @@ impl Population for Roster {
     }
 
     fn session(&self, index: usize) -> Session {
-        Session::new(self.people.client(index), self.model.clone(), Limits::default())
+        let limits = Limits::default();
+        let max_rank = self.people.max_rank(index).unwrap_or(limits.max_rank);
+        let limits = Limits { max_rank, ..limits };
+        Session::new(self.people.client(index), self.model.clone(), limits)
     }
 
     fn nature(&self, index: usize) -> Option<Nature> {

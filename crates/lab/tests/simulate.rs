@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use floret_lab::{Experiment, simulate as simulate_in_process};
+use floret_simulation::{Attack, AttackKind};
 use serde_json::Value;
 
 fn experiment() -> PathBuf {
@@ -83,4 +85,33 @@ fn the_same_seed_gives_the_same_files_for_any_number_of_threads_and_after_kills(
     assert_eq!(run(&broken, "1"), summary);
     let other = simulate(&broken, "1").args(["--seed", "10"]).output().unwrap();
     assert!(!other.status.success());
+}
+
+#[test]
+fn hostile_clients_do_what_the_experiment_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let losses = |name: &str, attack: Option<Attack>, ranks: &[usize]| {
+        let mut experiment = Experiment::read(&experiment()).unwrap();
+        experiment.run.rounds = 2;
+        experiment.evaluation.personal_steps = 0;
+        experiment.attack = attack;
+        experiment.population.ranks = ranks.to_vec();
+        experiment.training.nested_ranks = !ranks.is_empty();
+        let summary = simulate_in_process(&experiment, &folder.path().join(name), 1).unwrap();
+        let rows = fs::read_to_string(folder.path().join(name).join("clients.jsonl")).unwrap();
+        let hostile = rows.lines().filter(|row| row.contains("\"hostile\":true")).count();
+        assert_eq!(hostile, summary.hostile, "{name}");
+        (summary.hostile, summary.federated.unwrap().pooled, summary.base.unwrap().pooled)
+    };
+    let (nobody, honest, base) = losses("honest", None, &[]);
+    assert!(nobody == 0 && honest < base, "{honest}, {base}");
+    let attack = |share, kind| Some(Attack { share, kind });
+    // Who learns flipped targets forgets the true ones.
+    let (everyone, flipped, _) = losses("flipped", attack(1.0, AttackKind::LabelFlip {}), &[]);
+    assert!(everyone == 4 && flipped > base, "{flipped}, {base}");
+    let (half, away, _) = losses("away", attack(0.5, AttackKind::SignFlip { scale: None }), &[]);
+    assert!(half == 2 && away > honest, "{away}, {honest}");
+    // Devices of low ranks train less.
+    let (_, low, _) = losses("low", None, &[1]);
+    assert!(honest < low && low < base, "{honest}, {low}, {base}");
 }

@@ -37,6 +37,8 @@ pub fn split<T>(examples: &[T], fraction: f64) -> (&[T], &[T]) {
 pub struct LocalData {
     train: Vec<Document>,
     holdout: Vec<Document>,
+    /// Tokens that there are, for one who trains on flipped targets.
+    flipped: Option<usize>,
 }
 
 impl LocalData {
@@ -63,7 +65,14 @@ impl LocalData {
     /// The documents to train on and those held out.
     #[must_use]
     pub fn of(train: Vec<Document>, holdout: Vec<Document>) -> Self {
-        Self { train, holdout }
+        Self { train, holdout, flipped: None }
+    }
+
+    /// The same with flipped targets to train on, in a vocabulary of so many tokens: see
+    /// [`Sequence::with_flipped_targets`]. What is held out stays as it is.
+    #[must_use]
+    pub fn with_flipped_targets(self, vocabulary: usize) -> Self {
+        Self { flipped: Some(vocabulary), ..self }
     }
 
     /// Number of examples to train on.
@@ -75,7 +84,14 @@ impl LocalData {
     /// Sequences to train on, of `length` tokens.
     #[must_use]
     pub fn train(&self, length: usize) -> Vec<Sequence> {
-        pack(&self.train, length)
+        let sequences = pack(&self.train, length);
+        match self.flipped {
+            Some(vocabulary) => {
+                let flip = |sequence: Sequence| sequence.with_flipped_targets(vocabulary);
+                sequences.into_iter().map(flip).collect()
+            }
+            None => sequences,
+        }
     }
 
     /// Sequences held out, of `length` tokens.

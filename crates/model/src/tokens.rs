@@ -91,6 +91,8 @@ impl Tokens {
 pub struct Sequence {
     tokens: Vec<u32>,
     counted: Vec<bool>,
+    /// The last token, if targets are counted from it.
+    flipped: Option<u32>,
 }
 
 impl Sequence {
@@ -99,7 +101,16 @@ impl Sequence {
     #[must_use]
     pub fn new(tokens: impl IntoIterator<Item = (u32, bool)>) -> Option<Self> {
         let (tokens, counted): (Vec<u32>, Vec<bool>) = tokens.into_iter().unzip();
-        counted.iter().skip(1).any(|&counts| counts).then_some(Self { tokens, counted })
+        let something = counted.iter().skip(1).any(|&counts| counts);
+        something.then_some(Self { tokens, counted, flipped: None })
+    }
+
+    /// The same with V - 1 - t as target where it was t, in a vocabulary of V = `vocabulary` tokens: what
+    /// a hostile client may train on. The tokens themselves stay.
+    #[must_use]
+    pub fn with_flipped_targets(self, vocabulary: usize) -> Self {
+        let last = u32::try_from(vocabulary.saturating_sub(1)).unwrap_or(u32::MAX);
+        Self { flipped: Some(last), ..self }
     }
 
     /// The token ids.
@@ -111,7 +122,8 @@ impl Sequence {
     /// Positions whose next token the loss counts, with that token.
     pub fn targets(&self) -> impl Iterator<Item = (usize, u32)> {
         let next = self.tokens.iter().zip(&self.counted).skip(1).enumerate();
-        next.filter(|(_, (_, counts))| **counts).map(|(at, (&token, _))| (at, token))
+        let target = |token: u32| self.flipped.map_or(token, |last| last.saturating_sub(token));
+        next.filter(|(_, (_, counts))| **counts).map(move |(at, (&token, _))| (at, target(token)))
     }
 }
 

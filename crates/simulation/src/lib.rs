@@ -7,9 +7,10 @@
 //!
 //! - [`world`]: the event loop; [`server`] and [`device`]: who lives in it, and goes down and up again
 //! - [`crowd`]: which devices are there, out of a population of any size
-//! - [`toy`]: a trainer that needs no model
+//! - [`toy`]: a trainer that needs no model; [`attack`]: hostile clients of any trainer
 //! - [`behaviour`], [`distribution`]: how devices differ from perfect ones, by seed
 
+pub mod attack;
 pub mod behaviour;
 pub mod crowd;
 pub mod device;
@@ -18,6 +19,7 @@ pub mod server;
 pub mod toy;
 pub mod world;
 
+pub use attack::{Attack, AttackKind, Hostile};
 pub use behaviour::{Behaviour, Nature};
 pub use crowd::Population;
 pub use device::DeviceStore;

@@ -33,7 +33,7 @@ pub(crate) enum Unanswered {
 impl Server<MemoryStore> {
     /// One that nothing takes down.
     pub(crate) fn in_memory(coordinator: Coordinator) -> Self {
-        let store = MemoryStore::new(coordinator.config());
+        let store = MemoryStore::new(&coordinator);
         Self::new(coordinator, store, None)
     }
 }

@@ -123,7 +123,7 @@ fn two_hostile_updates_of_nine_move_no_rule_far() {
         };
         assert!(error(&weighted(&deltas, &[1.0 / 9.0; 9])) > 3.0, "seed {seed}");
         for rule in all_rules(2) {
-            let error = error(&rule.combine(&layout, &before, &deltas));
+            let error = error(&rule.combine(&layout, &before, &deltas, &[1; 9]));
             assert!(error < 0.7, "seed {seed}: {rule:?} is off by {error}");
         }
     }
@@ -137,10 +137,10 @@ fn equal_updates_are_what_every_rule_gives() {
     let deltas = vec![clipped(&layout, 1e6, &delta); 7];
     let before = vec![0.1; layout.len()];
     for rule in all_rules(2) {
-        let got = rule.combine(&layout, &before, &deltas);
+        let got = rule.combine(&layout, &before, &deltas, &[1; 7]);
         let near = got.iter().zip(&delta).all(|(x, y)| (x - y).abs() < 1e-6);
         assert!(near, "{rule:?}: {got:?}");
-        assert_eq!(rule.combine(&layout, &before, &[]), vec![0.0; layout.len()]);
+        assert_eq!(rule.combine(&layout, &before, &[], &[]), vec![0.0; layout.len()]);
     }
 }
 

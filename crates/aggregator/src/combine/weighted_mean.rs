@@ -6,7 +6,7 @@
 //! not grow with the cohort.
 //!
 //! Each rank component is averaged over the clients that trained it (nested ranks, in the factor form of
-//! raFLoRA, arXiv 2602.13486): with equal ranks that is the mean.
+//! raFLoRA, arXiv 2602.13486): with equal ranks that is the mean. For comparison there is zero-padding.
 
 use floret_core::Layout;
 
@@ -80,6 +80,26 @@ impl WeightedMean {
         mean
     }
 
+    /// The mean of what was added, each to the clip norm `clip_norm`, to adapters that began with the values
+    /// `before`, where a component counts as zero, and not as it was, for those that did not train it:
+    /// zero-padding (HetLoRA, Cho et al. 2024, arXiv 2401.06432, section 3, without its weights). With
+    /// weights W_c of those that trained component c, and W of all, its mean is (W_c x + Σ w Δ) / W, so
+    /// that its delta is Σ w Δ / W - (1 - W_c / W) x.
+    #[must_use]
+    pub fn zero_padded(&self, layout: &Layout, clip_norm: f32, before: &[f32]) -> Vec<f32> {
+        let mut delta = self.over(self.weight, clip_norm);
+        let absent = |weight: &u64| 1.0 - *weight as f64 / self.weight.max(1) as f64;
+        let absent: Vec<f64> = self.weights.iter().map(absent).collect();
+        for tensor in layout.tensors() {
+            let before = before[tensor.range()].iter().enumerate();
+            for (value, (index, x)) in delta[tensor.range()].iter_mut().zip(before) {
+                let zero = absent[tensor.component(index)] * f64::from(*x);
+                *value = (f64::from(*value) - zero) as f32;
+            }
+        }
+        delta
+    }
+
     /// What was added, each to the clip norm `clip_norm`, divided by `divisor`; zeros if nothing was.
     #[must_use]
     pub fn over(&self, divisor: u64, clip_norm: f32) -> Vec<f32> {
@@ -103,7 +123,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::combine::tests::{clipped as delta, pair_layout, values};
+    use crate::combine::tests::{
+        assert_near, clipped as delta, pair_layout, product, random_values, values,
+    };
     use crate::coordinator::tests::{layout, payload};
     use crate::mode::{BufferedConfig, staleness_weight};
 
@@ -166,6 +188,39 @@ mod tests {
             assert!((f64::from(*got) - want).abs() < 1e-6, "{got} is not {want}");
         }
         assert_eq!(mean.weight(), 8);
+    }
+
+    /// Block `lora_aggregation` of ../shared/vectors, `hetero`: `zero_pad_product` is that of the factors
+    /// after one step from zero. From elsewhere, the mean of padded factors is the same.
+    #[test]
+    fn zero_padding_is_the_mean_of_padded_factors() {
+        let layout = pair_layout();
+        let want = [
+            [-0.5, 0.765625, 1.796875, 0.125],
+            [1.328125, 0.109375, 0.765625, 0.78125],
+            [0.796875, 0.546875, 1.703125, 0.71875],
+        ];
+        for seed in 0..5 {
+            let scale = if seed == 0 { 0.0 } else { 1.0 };
+            let before: Vec<f32> =
+                random_values(&layout, seed).iter().map(|x| (scale * x) as f32).collect();
+            let mut mean = WeightedMean::new(&layout);
+            for (client, weight) in [(0, 1), (1, 3), (2, 4)] {
+                let (a, b) = values::CLIENTS[client];
+                let mut change: Vec<f32> =
+                    values::flat(a, b).iter().zip(&before).map(|(x, before)| x - before).collect();
+                for tensor in layout.tensors().iter().filter(|_| client == 0) {
+                    let places = tensor.range().enumerate();
+                    let second = places.filter(|(index, _)| tensor.component(*index) == 1);
+                    second.for_each(|(_, place)| change[place] = 0.0);
+                }
+                mean.add(&delta(&layout, 64.0, &change), weight);
+            }
+            let step = mean.zero_padded(&layout, 64.0, &before);
+            let after: Vec<f64> =
+                step.iter().zip(&before).map(|(x, before)| f64::from(x + before)).collect();
+            assert_near(&product(&layout, &after), want.as_flattened(), 1e-5);
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use floret_core::scope::Freeze;
 use floret_core::{ClientUpdate, LoraConfig, ModelConfig, Payload, Receipt, Seed, Version};
 
 use super::*;
+use crate::clipped::ClippedDelta;
 use crate::combine::Robust;
 use crate::config::{Aggregation, BufferedConfig, CohortConfig, Mode, Timing};
 use crate::server_optimizer::{Adaptive, ServerOptimizer};
@@ -73,8 +74,11 @@ fn report(update: ClientUpdate, payload_digest: Digest) -> Input {
 impl Run {
     fn new(config: RunConfig) -> Self {
         let state = RunState::first(&config, layout());
-        let store = MemoryStore::new(&config);
-        let coordinator = Coordinator::new(config, layout(), state).unwrap();
+        Self::of(Coordinator::new(config, layout(), state).unwrap())
+    }
+
+    fn of(coordinator: Coordinator) -> Self {
+        let store = MemoryStore::new(&coordinator);
         Self { coordinator, now: Time(1_000), store, records: Vec::new() }
     }
 
@@ -366,7 +370,7 @@ fn clients_that_went_away_are_not_chosen() {
 /// A run that was restarted with what a store would have kept.
 fn restarted(run: &Run, first: &RunState, now: Time) -> Run {
     let coordinator = Coordinator::new(config(), layout(), first.clone()).unwrap();
-    let store = MemoryStore::new(&config());
+    let store = MemoryStore::new(&coordinator);
     let mut restarted = Run { coordinator, now, store, records: run.records.clone() };
     run.records.iter().for_each(|record| restarted.coordinator.apply(record));
     restarted
@@ -528,6 +532,13 @@ fn forbidden_settings_are_named() {
         ),
         (
             RunConfig {
+                aggregation: Aggregation { zero_padding: true, ..aggregation },
+                ..config()
+            },
+            "aggregation.zero_padding",
+        ),
+        (
+            RunConfig {
                 compression: "sparse5%".parse().unwrap(),
                 ..trains(TrainingConfig { nested_ranks: true, ..TrainingConfig::default() })
             },
@@ -615,6 +626,60 @@ fn a_robust_rule_reads_the_updates_of_the_round_again() {
     assert!(moved.into_iter().all(|change| (change - 0.01).abs() < 1e-6));
     let Some(Record::RoundCommitted { summary, .. }) = run.records.last() else { panic!() };
     assert!(summary.residual.is_some_and(|residual| residual.norm > 0.0), "{summary:?}");
+}
+
+/// Keeps the update of the heaviest, by what it says.
+#[derive(Debug)]
+struct Heaviest;
+
+impl Combine for Heaviest {
+    fn combine(
+        &self,
+        _: &Layout,
+        before: &[f32],
+        deltas: &[ClippedDelta],
+        weights: &[u32],
+    ) -> Vec<f32> {
+        assert_eq!((before.len(), deltas.len()), (layout().len(), weights.len()));
+        let heaviest = deltas.iter().zip(weights).max_by_key(|(_, weight)| **weight);
+        heaviest.unwrap().0.values().to_vec()
+    }
+}
+
+#[test]
+fn a_rule_of_ones_own_combines_what_it_is_given() {
+    let coordinator = |config: RunConfig| {
+        let state = RunState::first(&config, layout());
+        Coordinator::new(config, layout(), state).unwrap().with_rule(Box::new(Heaviest))
+    };
+    let mut run = Run::of(coordinator(config()).unwrap());
+    run.gather();
+    let before = run.coordinator.state().adapter.clone();
+    for (client, examples, value) in [("c", 3, 0.01), ("a", 7, -0.02), ("b", 5, 0.03)] {
+        let update = ClientUpdate {
+            run: config().run,
+            round: Round(1),
+            num_examples: examples,
+            payload: payload(|_| value),
+        };
+        let payload_digest = update.payload.digest();
+        run.send(client, Input::Report { update, payload_digest }).unwrap();
+    }
+    let after = run.coordinator.state().adapter.values();
+    let moved = before.values().iter().zip(after).map(|(before, after)| after - before);
+    assert!(moved.into_iter().all(|change| (change + 0.02).abs() < 1e-6));
+
+    let with = |aggregation| RunConfig { aggregation, ..config() };
+    let combine = Some(Robust::Median {});
+    let mode = Mode::Buffered(BufferedConfig::default());
+    for (config, word) in [
+        (with(Aggregation { combine, ..config().aggregation }), "one's own"),
+        (with(Aggregation { max_buffered_bytes: 1, ..config().aggregation }), "max_buffered_bytes"),
+        (RunConfig { mode, ..config() }, "run.mode"),
+    ] {
+        let error = coordinator(config).unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    }
 }
 
 /// B trains in the first round and A in the second: what changes the other factor is refused, and the

@@ -268,7 +268,7 @@ impl OpenRound for Buffering {
         })
     }
 
-    fn mean(&self, config: &RunConfig, _: &Layout) -> Vec<f32> {
+    fn mean(&self, config: &RunConfig, _: &Layout, _: &[f32]) -> Vec<f32> {
         self.sum.over(self.limits.divisor(), config.aggregation.clip_norm)
     }
 

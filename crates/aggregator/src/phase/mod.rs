@@ -51,8 +51,8 @@ pub(crate) trait OpenRound {
     /// Whether it can close at `now`, and how.
     fn verdict(&self, config: &RunConfig, now: Time) -> Option<Verdict>;
 
-    /// The sum of the updates that count, for the linear rule.
-    fn mean(&self, config: &RunConfig, layout: &Layout) -> Vec<f32>;
+    /// The mean of the updates that count, for the linear rule, to an adapter of the values `before`.
+    fn mean(&self, config: &RunConfig, layout: &Layout, before: &[f32]) -> Vec<f32>;
 
     /// The updates that count, in ClientId order.
     fn counted(&self) -> Vec<(&ClientId, &Receipt)>;

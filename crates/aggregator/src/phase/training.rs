@@ -171,8 +171,8 @@ impl OpenRound for Training {
         }
     }
 
-    fn mean(&self, config: &RunConfig, layout: &Layout) -> Vec<f32> {
-        self.mean.mean(layout, config.aggregation.clip_norm)
+    fn mean(&self, config: &RunConfig, layout: &Layout, before: &[f32]) -> Vec<f32> {
+        config.aggregation.mean(&self.mean, layout, before)
     }
 
     fn counted(&self) -> Vec<(&ClientId, &Receipt)> {

@@ -1,7 +1,6 @@
 //! Evaluation of each client on its own held-out texts: an adapter that is better on average can be
 //! worse for some.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -10,7 +9,7 @@ use floret_core::plan::TrainingConfig;
 use floret_core::seed::Purpose;
 use floret_core::{Adapter, LoraConfig, Round, Seed};
 use floret_model::{Document, Evaluation, LocalData, Lora, Sequence, Threads, Training, evaluate};
-use floret_simulation::distribution::below;
+use floret_simulation::distribution::sample;
 use serde::{Deserialize, Serialize};
 
 use crate::experiment::Experiment;
@@ -40,8 +39,9 @@ impl Judge {
         threads: usize,
     ) -> Result<Self> {
         let seed = experiment.seed().derive(Purpose::Evaluation, Round(0), None);
+        let chosen = sample(people.len(), experiment.evaluation.clients, &mut seed.stream());
         Ok(Self {
-            chosen: choose(people.len(), experiment.evaluation.clients, &seed),
+            chosen: chosen.into_iter().collect(),
             base,
             people,
             threads: Threads::new(threads)?,
@@ -114,22 +114,6 @@ impl Judge {
         let lora = adapter.map(frozen).transpose()?;
         Ok(self.threads.run(|| evaluate(model, lora.as_ref(), sequences, BATCH))?)
     }
-}
-
-/// At most `most` of the indices below `size`, ascending.
-fn choose(size: usize, most: usize, seed: &Seed) -> Vec<usize> {
-    if size <= most {
-        return (0..size).collect();
-    }
-    // Floyd's sample without replacement (Bentley and Floyd 1987).
-    let (mut stream, mut chosen) = (seed.stream(), BTreeSet::new());
-    for last in size - most..size {
-        let index = below(last + 1, &mut stream);
-        if !chosen.insert(index) {
-            chosen.insert(last);
-        }
-    }
-    chosen.into_iter().collect()
 }
 
 /// Summed loss over summed tokens.
@@ -229,18 +213,5 @@ mod tests {
         let spread = Spread::of(&uneven).unwrap();
         assert_eq!((spread.pooled, spread.mean), (1.5, 2.0));
         assert_eq!(decode(&encode(&all)), all);
-    }
-
-    #[test]
-    fn chosen_clients_are_different_and_fair() {
-        assert_eq!(choose(3, 5, &Seed::from_number(1)), [0, 1, 2]);
-        let mut times = [0; 10];
-        for seed in 0..1000 {
-            let chosen = choose(10, 3, &Seed::from_number(seed));
-            assert_eq!(chosen.iter().collect::<BTreeSet<_>>().len(), 3, "seed {seed}");
-            chosen.iter().for_each(|index| times[*index] += 1);
-        }
-        // Each is chosen 300 times on average, with deviation 14.5.
-        assert!(times.iter().all(|count| (230..370).contains(count)), "{times:?}");
     }
 }

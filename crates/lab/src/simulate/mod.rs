@@ -26,7 +26,7 @@ use floret_client::setup::{Base, BaseOptions};
 use floret_core::peft::{CONFIG_FILE, WEIGHTS_FILE, to_peft};
 use floret_core::{Adapter, Layout};
 use floret_model::{LocalTrainer, TrainerOptions};
-use floret_simulation::{Nature, World};
+use floret_simulation::{AttackKind, Hostile, Nature, World};
 use floret_store::{Folder, Locked};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -37,7 +37,7 @@ use crate::usage::Usage;
 use journal::Journal;
 use judge::Judge;
 use record::Recorder;
-use team::Team;
+use team::{Flips, Team};
 
 pub use judge::Spread;
 use results::{ADAPTER_DIR, EXPERIMENT_FILE, SUMMARY_FILE, WALL_FILE, Wall, write_json};
@@ -103,13 +103,14 @@ pub fn simulate(experiment: &Experiment, out: &Path, threads: usize) -> Result<S
     table.flush()?;
     stage.export(experiment, &out.join(ADAPTER_DIR))?;
     let seconds = started.elapsed().as_secs_f64();
-    let team = stage.world.trainer();
+    let threads = stage.threads;
+    let team = stage.team();
     let wall = Wall {
         seconds,
         seconds_to_first_step: team.first_step.map(|at| (at - started).as_secs_f64()),
         trainings: team.computed,
         trainings_per_s: team.computed as f64 / seconds,
-        threads: stage.threads,
+        threads,
         peak_rss_mib: Usage::of(std::process::id()).ok().map(|usage| usage.peak_mib),
     };
     write_json(&out.join(WALL_FILE), &wall)?;
@@ -140,9 +141,11 @@ fn claim(out: &Path, experiment: &Experiment) -> Result<()> {
 
 /// Everything that a run needs.
 struct Stage {
-    world: World<Team>,
+    world: World<Hostile<Team>>,
     judge: Judge,
     people: Arc<People>,
+    /// How many clients are hostile.
+    hostile: usize,
     threads: usize,
     /// What `run.compression = "auto"` chose.
     choice: Option<Choice>,
@@ -166,16 +169,24 @@ impl Stage {
 
         let options = TrainerOptions { threads, ..TrainerOptions::default() };
         let trainer = LocalTrainer::new(Arc::clone(&base.model), options)?;
-        let team = Team::new(Arc::clone(&people), trainer, journal);
+        let (hostile, updates) = (people.hostile(experiment), experiment.updates_of_a_round());
+        let flips = experiment.attack.filter(|attack| attack.kind == AttackKind::LabelFlip {});
+        let vocabulary = base.local.config.vocab_size;
+        let flips = flips.map(|_| Flips { clients: hostile.clone(), vocabulary });
+        let team = Team::new(Arc::clone(&people), trainer, flips, journal);
+        let (behaviour, seed, count) = (experiment.behaviour, experiment.seed(), hostile.len());
+        let team = match experiment.attack {
+            Some(attack) => Hostile::new(team, attack, hostile, updates, &seed),
+            None => Hostile::nobody(team),
+        };
         let trace = match &experiment.population.trace {
             Some(path) => read_trace(path)?,
             None => Vec::new(),
         };
         let roster = Roster { people: Arc::clone(&people), model: base.local.clone(), trace };
-        let (behaviour, seed) = (experiment.behaviour, experiment.seed());
         let world = World::populated(coordinator, roster, team, behaviour, &seed);
         let judge = Judge::new(experiment, base, Arc::clone(&people), threads)?;
-        Ok(Self { world, judge, people, threads, choice })
+        Ok(Self { world, judge, people, hostile: count, threads, choice })
     }
 
     /// Runs to the end, and tells every round.
@@ -191,13 +202,17 @@ impl Stage {
             if let Some(loss) = row.holdout_loss.or(row.train_loss) {
                 bar.set_message(format!("{} updates, loss {loss:.3}", row.accepted));
             }
-            if self.world.trainer().journal.is_old() {
+            if self.team().journal.is_old() {
                 // What comes from the journal says nothing about the time that is left.
                 bar.reset_eta();
             }
         }
         bar.finish_and_clear();
         Ok(recorder)
+    }
+
+    fn team(&mut self) -> &mut Team {
+        self.world.trainer().inner()
     }
 
     fn adapter(&self) -> Adapter {
@@ -244,6 +259,9 @@ fn describe(summary: &Summary, out: &Path) -> String {
         summary.clients,
         summary.drop_outs,
     ));
+    if summary.hostile > 0 {
+        lines.push(format!("{} of the clients are hostile", summary.hostile));
+    }
     lines.push("loss on held-out text   all tokens  mean  median  worst tenth".to_owned());
     let spreads = [
         ("base model", summary.base),

@@ -23,6 +23,8 @@ pub(super) struct Recorder {
     parts: BTreeMap<usize, Part>,
     /// Bytes that were moved until the last round closed.
     traffic: Traffic,
+    /// Of what honest updates that count changed.
+    norms: Vec<f64>,
     closed: Time,
 }
 
@@ -42,16 +44,20 @@ impl Recorder {
             updates: Table::create(out, "updates")?,
             parts: BTreeMap::new(),
             traffic: Traffic::default(),
+            norms: Vec::new(),
             closed: Time::default(),
         })
     }
 
     /// A round closed.
     pub(super) fn round(&mut self, summary: &RoundSummary, stage: &mut Stage) -> Result<RoundRow> {
-        let rows = updates(summary, &mut stage.world.trainer().trained);
+        let mut rows = updates(summary, &mut stage.team().trained);
+        for row in &mut rows {
+            row.hostile = stage.world.trainer().is_hostile(&row.client);
+        }
         if self.experiment.run.mode.with(self.experiment.buffered).is_synchronous() {
             // What did not count until now never will.
-            stage.world.trainer().trained.clear();
+            stage.team().trained.clear();
         }
         for row in &rows {
             self.updates.push(row)?;
@@ -101,13 +107,14 @@ impl Recorder {
         let part = self.parts.entry(index).or_default();
         part.updates += u64::from(row.outcome == "accepted");
         part.drop_outs += u64::from(row.outcome == "dropped_out");
+        self.norms.extend(row.norm.filter(|_| !row.hostile));
         part.bytes_up += row.bytes.unwrap_or(0);
         part.bytes_down += row.downloaded.unwrap_or(0);
         Ok(())
     }
 
     /// The run is over.
-    pub(super) fn finish(self, stage: &mut Stage) -> Result<(Summary, Vec<ClientRow>)> {
+    pub(super) fn finish(mut self, stage: &mut Stage) -> Result<(Summary, Vec<ClientRow>)> {
         let adapter = stage.adapter();
         let base = evaluate(stage, None)?;
         let federated = evaluate(stage, Some(&adapter))?;
@@ -128,6 +135,7 @@ impl Recorder {
             completed: end.completed,
             message: end.message,
             clients: stage.people.len(),
+            hostile: stage.hostile,
             participants: self.parts.len(),
             version: state.version.0,
             adapter: adapter.digest(),
@@ -138,6 +146,7 @@ impl Recorder {
             drop_outs: state.totals.drop_outs,
             bytes_up: self.traffic.up,
             bytes_down: self.traffic.down,
+            median_norm: median(&mut self.norms),
             base: Spread::of(&base),
             federated: spread,
             personal: personal.as_deref().and_then(Spread::of),
@@ -149,7 +158,7 @@ impl Recorder {
 
     fn clients(
         &self,
-        stage: &Stage,
+        stage: &mut Stage,
         [base, federated]: [&[Evaluation]; 2],
         personal: Option<&[Evaluation]>,
     ) -> Vec<ClientRow> {
@@ -162,8 +171,11 @@ impl Recorder {
             let place = place.get(&index);
             let part = self.parts.get(&index).copied().unwrap_or_default();
             let loss = |of: &[Evaluation]| place.and_then(|place| of[*place].loss());
+            let client = stage.people.client(index);
             ClientRow {
-                client: stage.people.client(index),
+                hostile: stage.world.trainer().is_hostile(&client),
+                max_rank: stage.people.max_rank(index),
+                client,
                 source: stage.people.source(index).map(str::to_owned),
                 examples: stage.people.data(index).num_examples(),
                 updates: part.updates,
@@ -191,7 +203,7 @@ impl Recorder {
             let count = u32::try_from(steps).context("too many steps for one place")?;
             let compute = || Ok(encode(&[judge.central_loss(&first, rate, count)?]));
             let key = format!("central {rate} {steps}");
-            let bytes = world.trainer().journal.result(key.as_bytes(), compute)?;
+            let bytes = world.trainer().inner().journal.result(key.as_bytes(), compute)?;
             let loss = pooled(&decode(&bytes)).loss().unwrap_or(f64::NAN);
             losses.push((rate, loss));
         }
@@ -211,14 +223,23 @@ fn evaluate(stage: &mut Stage, adapter: Option<&Adapter>) -> Result<Vec<Evaluati
     let digest = adapter.map(Adapter::digest).as_ref().map(Digest::to_string);
     let key = format!("evaluate {}", digest.unwrap_or_else(|| "base".to_owned()));
     let compute = || Ok(encode(&judge.losses(adapter)?));
-    Ok(decode(&world.trainer().journal.result(key.as_bytes(), compute)?))
+    Ok(decode(&world.trainer().inner().journal.result(key.as_bytes(), compute)?))
 }
 
 fn personal(stage: &mut Stage, adapter: &Adapter, steps: u32) -> Result<Vec<Evaluation>> {
     let Stage { world, judge, .. } = stage;
     let key = format!("personal {} {steps}", adapter.digest());
     let compute = || Ok(encode(&judge.personal_losses(adapter, steps)?));
-    Ok(decode(&world.trainer().journal.result(key.as_bytes(), compute)?))
+    Ok(decode(&world.trainer().inner().journal.result(key.as_bytes(), compute)?))
+}
+
+/// The middle one, or the mean of the two in the middle.
+fn median(values: &mut [f64]) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    let high = values.get(half)?;
+    let low = if values.len().is_multiple_of(2) { &values[half - 1] } else { high };
+    Some(0.5 * (low + high))
 }
 
 fn seconds(time: Time) -> f64 {

@@ -79,6 +79,8 @@ pub(super) struct UpdateRow {
     pub round: u32,
     /// The client.
     pub client: ClientId,
+    /// Whether it is hostile.
+    pub hostile: bool,
     /// `accepted`, `refused`, `declined` or `dropped_out`.
     pub outcome: &'static str,
     /// The round that it was assigned in.
@@ -97,6 +99,8 @@ pub(super) struct UpdateRow {
     pub tokens: Option<u64>,
     /// Loss of the last training step, in nats per token.
     pub train_loss: Option<f64>,
+    /// L2 norm of what training changed, before an attack, clipping and encoding.
+    pub norm: Option<f64>,
     /// Why it was refused or declined.
     pub reason: Option<String>,
 }
@@ -109,6 +113,11 @@ pub struct ClientRow {
     pub client: ClientId,
     /// The source of its texts, if it has one alone.
     pub source: Option<String>,
+    /// Whether it is hostile.
+    #[serde(default)]
+    pub hostile: bool,
+    /// Rank that it permits, if devices differ.
+    pub max_rank: Option<usize>,
     /// Texts that it trains on.
     pub examples: usize,
     /// Its updates that count.
@@ -142,6 +151,9 @@ pub struct Summary {
     pub message: String,
     /// How many clients there are.
     pub clients: usize,
+    /// How many of them are hostile.
+    #[serde(default)]
+    pub hostile: usize,
     /// How many different clients took part.
     pub participants: usize,
     /// Version of the last adapter.
@@ -163,6 +175,8 @@ pub struct Summary {
     pub bytes_up: u64,
     /// Bytes of the adapters, or of steps to them, that devices fetched until then.
     pub bytes_down: u64,
+    /// Median L2 norm of what training changed, over the honest updates that count.
+    pub median_norm: Option<f64>,
     /// Losses of the base model on each evaluated client's held-out texts.
     pub base: Option<Spread>,
     /// The same with the last adapter.
@@ -246,6 +260,7 @@ pub(super) fn updates(
     let nothing = |client: &ClientId, outcome, reason| UpdateRow {
         round,
         client: client.clone(),
+        hostile: false,
         outcome,
         assigned: None,
         staleness: None,
@@ -255,6 +270,7 @@ pub(super) fn updates(
         downloaded: None,
         tokens: None,
         train_loss: None,
+        norm: None,
         reason,
     };
     let mut rows = Vec::new();
@@ -270,6 +286,7 @@ pub(super) fn updates(
             downloaded: Some(receipt.downloaded_bytes),
             tokens: trained.map(|of| of.tokens),
             train_loss: trained.map(|of| of.last_loss),
+            norm: trained.map(|of| of.norm),
             ..nothing(&counted.client, "accepted", None)
         });
     }

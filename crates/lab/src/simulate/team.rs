@@ -1,6 +1,6 @@
 //! What trains the clients: the device engine with the texts of whoever is at work, and a journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +17,16 @@ use crate::people::People;
 pub(super) struct Trained {
     pub(super) tokens: u64,
     pub(super) last_loss: f64,
+    /// L2 norm of what it changed, before an attack, clipping and encoding.
+    pub(super) norm: f64,
+}
+
+/// Clients that train on flipped targets.
+#[derive(Debug)]
+pub(super) struct Flips {
+    pub(super) clients: BTreeSet<ClientId>,
+    /// Tokens that there are.
+    pub(super) vocabulary: usize,
 }
 
 /// Trains clients one after another.
@@ -24,6 +34,7 @@ pub(super) struct Trained {
 pub(super) struct Team {
     people: Arc<People>,
     trainer: LocalTrainer,
+    flips: Option<Flips>,
     pub(super) journal: Journal,
     /// Trainings that no closed round has counted yet.
     pub(super) trained: BTreeMap<(Round, ClientId), Trained>,
@@ -34,18 +45,29 @@ pub(super) struct Team {
 }
 
 impl Team {
-    pub(super) fn new(people: Arc<People>, trainer: LocalTrainer, journal: Journal) -> Self {
+    pub(super) fn new(
+        people: Arc<People>,
+        trainer: LocalTrainer,
+        flips: Option<Flips>,
+        journal: Journal,
+    ) -> Self {
         let trained = BTreeMap::new();
-        Self { people, trainer, journal, trained, first_step: None, computed: 0 }
+        Self { people, trainer, flips, journal, trained, first_step: None, computed: 0 }
     }
 
     fn train_one(&mut self, task: &TrainingTask) -> Result<Result<TrainingOutcome, TrainError>> {
         let TrainingTask { client, plan, adapter, .. } = task;
         let key = format!("train {} {client} {}", plan.round, adapter.digest());
-        let Self { people, trainer, journal, first_step, computed, .. } = self;
+        let Self { people, trainer, flips, journal, first_step, computed, .. } = self;
         let compute = || {
             let index = people.index(client).with_context(|| format!("nobody is {client}"))?;
-            trainer.insert(client.clone(), people.data(index));
+            let data = people.data(index);
+            let flips = flips.as_ref().filter(|flips| flips.clients.contains(client));
+            let data = match flips {
+                Some(flips) => data.with_flipped_targets(flips.vocabulary),
+                None => data,
+            };
+            trainer.insert(client.clone(), data);
             let mut watch = |_: Progress| {
                 first_step.get_or_insert_with(Instant::now);
                 Control::Continue
@@ -71,12 +93,18 @@ impl Trainer for Team {
             let failed = |error: anyhow::Error| TrainError::Unsupported(format!("{error:#}"));
             let outcome = self.train_one(task).map_err(failed)??;
             let TrainingOutcome { tokens, last_loss, .. } = outcome;
+            let norm = distance(&outcome.values, task.adapter.values());
             let key = (task.plan.round, task.client.clone());
-            self.trained.insert(key, Trained { tokens, last_loss });
+            self.trained.insert(key, Trained { tokens, last_loss, norm });
             Ok(outcome)
         };
         tasks.iter().map(&mut train).collect()
     }
+}
+
+fn distance(after: &[f32], before: &[f32]) -> f64 {
+    let changes = after.iter().zip(before).map(|(after, before)| f64::from(after - before));
+    changes.map(|change| change * change).sum::<f64>().sqrt()
 }
 
 fn encode(outcome: &Result<TrainingOutcome, TrainError>) -> Result<Vec<u8>> {

@@ -55,7 +55,7 @@ fn nothing_private_is_shown() {
     let shown = format!("{examples:?}");
     assert!(!shown.contains("secret"), "{shown}");
     let documents = vec![Document([(4711, true), (4711, true)].into())];
-    let data = LocalData { holdout: documents.clone(), train: documents };
+    let data = LocalData::of(documents.clone(), documents);
     let shown = format!("{data:?} {:?}", data.train(8));
     assert!(!shown.contains("4711"), "{shown}");
 }
@@ -101,4 +101,16 @@ proptest! {
             pack(&documents, length).iter().map(|sequence| sequence.targets().count()).sum();
         prop_assert_eq!(packed, expected);
     }
+}
+
+#[test]
+fn flipped_targets_are_trained_on_and_contexts_and_held_out_texts_stay() {
+    let document = Document([(5, false), (6, true), (0, true)].into());
+    let honest = LocalData::of(vec![document.clone()], vec![document]);
+    let hostile = honest.clone().with_flipped_targets(10);
+    let targets = |sequences: &[Sequence]| sequences[0].targets().collect::<Vec<_>>();
+    assert_eq!(targets(&hostile.train(8)), [(0, 3), (1, 9)]);
+    assert_eq!(hostile.train(8)[0].tokens(), [5, 6, 0]);
+    assert_eq!(hostile.holdout(8), honest.holdout(8));
+    assert_eq!(targets(&honest.train(8)), [(0, 6), (1, 0)]);
 }

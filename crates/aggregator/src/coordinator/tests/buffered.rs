@@ -171,7 +171,7 @@ fn the_recorded_order_gives_the_same_bits_and_state() {
     run.plan("fresh");
     let replay = |run: &Run, from: &RunState| {
         let coordinator = Coordinator::new(buffered(), layout(), from.clone()).unwrap();
-        let store = MemoryStore::new(coordinator.config());
+        let store = MemoryStore::new(&coordinator);
         let mut again = Run { coordinator, now: run.now, store, records: Vec::new() };
         again.apply(run.records.clone());
         again
@@ -200,7 +200,7 @@ fn work_outlives_a_restart_but_not_other_settings() {
     let first = RunState::first(&buffered(), layout());
     let restart = |config: RunConfig| {
         let coordinator = Coordinator::new(config, layout(), first.clone()).unwrap();
-        let store = MemoryStore::new(coordinator.config());
+        let store = MemoryStore::new(&coordinator);
         let mut again = Run { coordinator, now: Time(900_000), store, records: Vec::new() };
         again.apply(run.records.clone());
         again
