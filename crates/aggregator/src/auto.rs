@@ -67,7 +67,7 @@ pub fn choose(config: &RunConfig, values: usize, population: Option<u64>) -> Cho
             "{summands} of {population} clients a round come often enough to send what an update \
              leaves out with one of their next"
         );
-        (sparse(60), sparse(100), reason)
+        (sparse(50), sparse(100), reason)
     };
     Choice { compression: up, download_compression: down, reason }
 }
@@ -175,11 +175,11 @@ mod tests {
     fn what_is_chosen_fits_the_run() {
         let config = config();
         assert_eq!(chosen(&config, 1000, Some(10)), ["int8", "none"]);
-        assert_eq!(chosen(&config, LARGE, Some(10)), ["sparse6%", "sparse10%"]);
+        assert_eq!(chosen(&config, LARGE, Some(10)), ["sparse5%", "sparse10%"]);
         assert_eq!(chosen(&config, LARGE, Some(1000)), ["bits1", "none"]);
         assert_eq!(chosen(&config, LARGE, None), ["bits1", "none"]);
         let cohort = CohortConfig { min_population: 20, ..config.cohort };
-        assert_eq!(chosen(&RunConfig { cohort, ..config.clone() }, LARGE, None)[0], "sparse6%");
+        assert_eq!(chosen(&RunConfig { cohort, ..config.clone() }, LARGE, None)[0], "sparse5%");
         let training = TrainingConfig { freeze: Freeze::A, ..TrainingConfig::default() };
         let frozen = RunConfig { training, ..config.clone() };
         assert_eq!(chosen(&frozen, LARGE, Some(10)), ["sparse5%", "sparse5%"]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use floret_core::base::BaseDigests;
 use floret_core::lora::InvalidLora;
-use floret_core::payload::{Compression, Linear};
+use floret_core::payload::Compression;
 use floret_core::plan::{InvalidTraining, TrainingConfig};
 use floret_core::scope::Freeze;
 use floret_core::{Layout, LoraConfig, RunId, Scope, Seed, Version};
@@ -14,6 +14,8 @@ use crate::combine::{Robust, WeightedMean};
 use crate::mode::FRESH_WEIGHT;
 pub use crate::mode::{BufferedConfig, Mode};
 use crate::server_optimizer::ServerOptimizer;
+
+mod compression;
 
 /// Settings of one run.
 #[derive(Debug, Clone, PartialEq)]
@@ -255,58 +257,6 @@ impl RunConfig {
         if self.aggregation.zero_padding && !self.training.nested_ranks {
             let accepted = "false without training.nested_ranks: everyone trains all components";
             return setting("aggregation.zero_padding", true, accepted);
-        }
-        Ok(())
-    }
-
-    /// A rotation spreads each change over all values, and a device's rank shows in what it changed.
-    fn validate_compression(&self) -> Result<(), InvalidRun> {
-        let TrainingConfig { freeze, nested_ranks, .. } = self.training;
-        let refuse = |name, compression: Compression, accepted| {
-            setting(name, format!("\"{compression}\""), accepted)
-        };
-        let (up, down) = (self.compression, self.aggregation.download_compression);
-        match (up, down) {
-            (Compression::Bits(_) | Compression::Sparse(_), _) if nested_ranks => {
-                let accepted = "\"none\" or \"int8\" with training.nested_ranks";
-                refuse("run.compression", up, accepted)
-            }
-            (Compression::Bits(_), _) if !freeze.is_none() => {
-                let accepted = "\"none\", \"int8\" or \"sparse…%\" with training.freeze";
-                refuse("run.compression", up, accepted)
-            }
-            (_, Compression::Bits(_)) if !freeze.is_none() => {
-                let accepted = "\"none\", \"int8\" or \"sparse…%\" with training.freeze";
-                refuse("aggregation.download_compression", down, accepted)
-            }
-            (_, Compression::Linear(_)) => {
-                let accepted = "any other: one step goes down, and nothing is added to it";
-                refuse("aggregation.download_compression", down, accepted)
-            }
-            (Compression::Linear(linear), _) => self.validate_linear(linear),
-            _ => Ok(()),
-        }
-    }
-
-    /// All updates of a round are added up, and nothing else is done with them.
-    fn validate_linear(&self, linear: Linear) -> Result<(), InvalidRun> {
-        let TrainingConfig { freeze, nested_ranks, .. } = self.training;
-        let summed = self.mode.is_synchronous() && !self.aggregation.needs_updates();
-        let (name, value) = ("run.compression", format!("\"{}\"", self.compression));
-        if !summed || nested_ranks || !freeze.is_none() {
-            let accepted = "another with run.mode = \"buffered\", aggregation.combine, \
-                            measure_residual, training.nested_ranks or training.freeze, which need \
-                            more than the sum of all updates";
-            return setting(name, value, accepted);
-        }
-        let summands = self.summands();
-        if !linear.holds(summands) {
-            let bits = summands.ilog2() + 1;
-            let accepted = format!(
-                "linear{bits} or more: a word holds the sum of the {summands} clients that \
-                 cohort.size and over_selection choose"
-            );
-            return setting(name, value, accepted);
         }
         Ok(())
     }

@@ -35,11 +35,11 @@ fn main() -> anyhow::Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let experiment = Experiment::read(&here.join("quickstart.toml"))?;
     let base = Base::open(&experiment.model.dir, BaseOptions::default())?;
-    let config = experiment.run_config(base.local.digests)?;
-    let layout = Arc::new(Layout::new(&base.local.config, &config.lora)?);
+    let layout = Arc::new(Layout::new(&base.local.config, &experiment.lora)?);
+    let people = Arc::new(People::new(&experiment, Corpus::read(&experiment.data, &base)?)?);
+    let (config, _) = experiment.run_config(base.local.digests, layout.len(), people.len())?;
     let state = RunState::first(&config, Arc::clone(&layout));
     let coordinator = Coordinator::new(config, layout, state)?.with_rule(Box::new(EqualLengths))?;
-    let people = Arc::new(People::new(&experiment, Corpus::read(&experiment.data, &base)?)?);
     let mut trainer = LocalTrainer::new(Arc::clone(&base.model), TrainerOptions::default())?;
     (0..people.len()).for_each(|of| trainer.insert(people.client(of), people.data(of)));
     let (model, trace, seed) = (base.local.clone(), Vec::new(), experiment.seed());

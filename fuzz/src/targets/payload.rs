@@ -1,7 +1,7 @@
 //! Encoded deltas, as a server decodes and clips them: the first byte chooses the layout.
 
 use floret_aggregator::ClippedDelta;
-use floret_core::payload::Compression;
+use floret_core::payload::{Compression, Encoder, Shared};
 use floret_core::{Layout, Payload, Seed};
 
 use super::model_fixture::layouts;
@@ -42,7 +42,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         let layout = &layouts()[usize::from(which)];
         let delta: Vec<f32> = (0..layout.len()).map(|i| (i as f32).sin() * scale).collect();
         let mut rng = Seed::from_number(1).stream();
-        let payload = Payload::encode(compression, layout, &delta, &mut rng);
+        let shared = Shared { summands: 10, norm: CLIP_NORM, turn: 1, seed: 3 };
+        let payload = Encoder::new(compression, layout).shared(shared).encode(&delta, &mut rng);
         let payload = payload.unwrap_or_else(|error| unreachable!("{error}"));
         [&[which], payload.bytes()].concat()
     };
@@ -64,5 +65,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("sparse-all", encode(1, text("sparse5%"), 0.1)),
         ("sparse-zero", encode(1, text("sparse5%"), 0.0)),
         ("sparse-half", encode(1, text("sparse50%"), f32::MAX)),
+        ("linear-one", encode(0, text("linear4"), 0.1)),
+        ("linear-quarter", encode(1, text("linear6/4"), 0.01)),
+        ("linear-huge", encode(1, text("linear24/3"), f32::MAX)),
     ]
 }

@@ -663,7 +663,7 @@ fn a_rule_of_ones_own_combines_what_it_is_given() {
             payload: payload(|_| value),
         };
         let payload_digest = update.payload.digest();
-        run.send(client, Input::Report { update, payload_digest }).unwrap();
+        run.send(client, report(update, payload_digest)).unwrap();
     }
     let after = run.coordinator.state().adapter.values();
     let moved = before.values().iter().zip(after).map(|(before, after)| after - before);
