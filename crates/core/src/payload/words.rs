@@ -53,7 +53,7 @@ mod tests {
     fn the_first_word_is_in_the_lowest_bits() {
         let mut packed = Vec::new();
         pack(5, &[1, 2, 31], &mut packed);
-        assert_eq!(packed, [0b010_00001, 0b0_11111_00]);
+        assert_eq!(packed, [0x41, 0x7c]);
     }
 
     proptest! {
