@@ -22,6 +22,7 @@ use rand_chacha::rand_core::Rng;
 use serde_json::{Value, json};
 
 use crate::shapes::Shape;
+use crate::statistics::median;
 use crate::usage::Usage;
 
 /// What to measure.
@@ -326,12 +327,7 @@ fn linear_parameters(config: &ModelConfig) -> usize {
 }
 
 fn spread(mut values: Vec<f64>) -> Value {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let median = match values.len() % 2 {
-        0 => (values[middle - 1] + values[middle]) / 2.0,
-        _ => values[middle],
-    };
+    let median = median(&mut values);
     json!({ "median": median, "min": values[0], "max": values[values.len() - 1] })
 }
 

@@ -7,6 +7,7 @@
 //! - [`mod@simulate`]: runs it in virtual time
 //! - `compare`: runs several over several seeds, and reports on them
 //! - `bench`, `load`, `pretrain`: the program's other commands; [`cli`]: their arguments
+//! - `statistics`: what they say of many values
 
 mod bench;
 pub mod cli;
@@ -18,6 +19,7 @@ pub mod people;
 mod pretrain;
 mod shapes;
 pub mod simulate;
+mod statistics;
 mod usage;
 
 pub use experiment::Experiment;

@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::Args;
 use super::fleet::Fleet;
 use super::stage::retry_window_s;
-use super::tally::{Counts, Inner, Spread, quantile};
+use super::tally::{Counts, Inner, Spread};
+use crate::statistics::quantile;
 use crate::usage::Usage;
 
 /// The figures. Times of calls are in milliseconds, as the devices see them.

@@ -8,6 +8,8 @@ use floret_client::{CallError, CallKind};
 use floret_core::{ClientId, Round};
 use serde::Serialize;
 
+use crate::statistics::quantile;
+
 /// Messages of unexpected errors that are kept.
 const SAMPLES: usize = 8;
 
@@ -155,12 +157,6 @@ impl Spread {
         let (count, max) = (values.len(), *values.last()?);
         Some(Self { count, p50: quantile(&values, 0.5)?, p99: quantile(&values, 0.99)?, max })
     }
-}
-
-/// The smallest of the sorted values that is not below this share of them (the nearest rank).
-pub(super) fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
-    let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.max(1) - 1).copied()
 }
 
 #[cfg(test)]

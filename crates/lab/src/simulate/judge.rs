@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::experiment::Experiment;
 use crate::people::People;
+use crate::statistics::quantile;
 
 /// Sequences that are evaluated at once.
 const BATCH: usize = 8;
@@ -148,19 +149,14 @@ impl Spread {
         let mut losses: Vec<f64> = evaluations.iter().filter_map(Evaluation::loss).collect();
         losses.sort_by(f64::total_cmp);
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-        // The smallest that is not below this share of them (the nearest rank).
-        let quantile = |share: f64| {
-            let rank = (share * losses.len() as f64).ceil() as usize;
-            losses.get(rank.max(1) - 1).copied()
-        };
         let worst = losses.len() - losses.len().div_ceil(10);
         Some(Self {
             clients: losses.len(),
             pooled: pooled(evaluations).loss()?,
             mean: mean(&losses),
-            p10: quantile(0.1)?,
-            median: quantile(0.5)?,
-            p90: quantile(0.9)?,
+            p10: quantile(&losses, 0.1)?,
+            median: quantile(&losses, 0.5)?,
+            p90: quantile(&losses, 0.9)?,
             worst_decile: mean(&losses[worst..]),
         })
     }

@@ -13,6 +13,7 @@ use super::Stage;
 use super::judge::{Spread, decode, encode, pooled};
 use super::results::{Central, ClientRow, RoundRow, Summary, Table, UpdateRow, updates};
 use crate::experiment::Experiment;
+use crate::statistics::median;
 
 /// Writes each round, and remembers what the summary needs.
 pub(super) struct Recorder {
@@ -231,15 +232,6 @@ fn personal(stage: &mut Stage, adapter: &Adapter, steps: u32) -> Result<Vec<Eval
     let key = format!("personal {} {steps}", adapter.digest());
     let compute = || Ok(encode(&judge.personal_losses(adapter, steps)?));
     Ok(decode(&world.trainer().inner().journal.result(key.as_bytes(), compute)?))
-}
-
-/// The middle one, or the mean of the two in the middle.
-fn median(values: &mut [f64]) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let half = values.len() / 2;
-    let high = values.get(half)?;
-    let low = if values.len().is_multiple_of(2) { &values[half - 1] } else { high };
-    Some(0.5 * (low + high))
 }
 
 fn seconds(time: Time) -> f64 {

@@ -4,6 +4,7 @@
 use maud::{Markup, html};
 
 use super::{Axis, CHARACTER, Plot, SUBTITLE, TOP, WIDTH, at, classes};
+use crate::statistics::quantile;
 
 /// Space beside the area.
 const SIDE: f64 = 16.0;
@@ -69,13 +70,10 @@ fn group(x: &Axis, strip: &Strip, top: f64) -> Markup {
     let mut sorted: Vec<f64> =
         strip.values.iter().copied().filter(|value| value.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
-    // The smallest that is not below this share of them (the nearest rank).
-    let quantile = |share: f64| {
-        let rank = (share * sorted.len() as f64).ceil() as usize;
-        sorted.get(rank.max(1) - 1).and_then(|value| place(x, *value)).unwrap_or(SIDE)
-    };
-    let [low, first, middle, third, high] = [0.1, 0.25, 0.5, 0.75, 0.9].map(quantile);
-    let median = sorted.get(sorted.len().div_ceil(2).max(1) - 1).copied().unwrap_or_default();
+    let place_of =
+        |share: f64| quantile(&sorted, share).and_then(|value| place(x, value)).unwrap_or(SIDE);
+    let [low, first, middle, third, high] = [0.1, 0.25, 0.5, 0.75, 0.9].map(place_of);
+    let median = quantile(&sorted, 0.5).unwrap_or_default();
     let [stroke, fill, _] = classes(strip.index);
     let y = top + 28.0;
     let every = sorted.len().div_ceil(DOTS).max(1);
