@@ -21,7 +21,7 @@ use rand_chacha::rand_core::Rng;
 
 use super::compression::Bits;
 use super::lloyd_max::Codebook;
-use super::rotation::{Block, Signs, blocks, hadamard};
+use super::rotation::{Block, Signs, blocks, hadamard, longest, segment};
 use super::{InvalidPayload, Remainder, planes};
 
 const HEADER: usize = 7;
@@ -98,9 +98,8 @@ pub(super) fn decode(len: usize, body: &[u8]) -> Result<Vec<f32>, InvalidPayload
 }
 
 /// The values of one segment: contiguous, so that tensors that belong together move together.
-fn range(len: usize, bits: Bits, segment: u8) -> Range<usize> {
-    let bound = |index: u8| len * usize::from(index) / usize::from(bits.segments());
-    bound(segment)..bound(segment + 1)
+fn range(len: usize, bits: Bits, index: u8) -> Range<usize> {
+    segment(len, bits.segments(), index)
 }
 
 fn body_bytes(bits: Bits, len: usize) -> usize {
@@ -110,7 +109,7 @@ fn body_bytes(bits: Bits, len: usize) -> usize {
 
 /// Signs and room for the longest block of `len` values, which comes first.
 fn room(len: usize, seed: u32) -> (Signs, Vec<f32>) {
-    let longest = blocks(len).next().map_or(0, |block| block.size);
+    let longest = longest(len);
     (Signs::draw(seed, longest), vec![0.0; longest])
 }
 

@@ -18,7 +18,7 @@ pub enum Compression {
     Int8,
     /// 1 to 4 bits for each value of a rotated segment.
     Bits(Bits),
-    /// The largest values of each tensor, as signs and positions.
+    /// The values of each tensor that matter most, as signs and positions.
     Sparse(Sparse),
     /// Words that can be added up as they are.
     Linear(Linear),

@@ -21,9 +21,9 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
 
 use super::compression::Linear;
-use super::rotation::{Block, Signs, blocks, hadamard};
+use super::rotation::{Block, Signs, blocks, hadamard, longest};
 use super::rounding::stochastic;
-use super::{InvalidPayload, Remainder, words};
+use super::{InvalidPayload, Remainder, rotation, words};
 use crate::seed::uniform_f32;
 
 const HEADER: usize = 15;
@@ -109,13 +109,13 @@ pub(super) fn decode(len: usize, body: &[u8]) -> Result<Vec<f32>, InvalidPayload
     if !(range.is_finite() && range >= 0.0) {
         return Err(InvalidPayload::NotFinite);
     }
-    let count = places(len, linear, segment).len();
+    let mut places = places(len, linear, segment);
+    let count = places.len();
     let want = words::bytes(word_bits, blocks(count).map(|block| block.size).sum());
     if packed.len() != want {
         return Err(length(HEADER + want));
     }
     let mut delta = vec![0.0; len];
-    let mut places = places(len, linear, segment);
     let mut words = words::unpack(word_bits, packed);
     let (signs, mut block) = (Signs::draw(seed, longest(count)), Vec::new());
     for Block { range: part, size } in blocks(count) {
@@ -142,19 +142,13 @@ fn range(steps: u32) -> f64 {
     (2.0 * f64::from(steps).ln_1p()).sqrt()
 }
 
-fn longest(len: usize) -> usize {
-    blocks(len).next().map_or(0, |block| block.size)
-}
-
 /// The places of one segment, in the order in which they are sent: k · stride modulo `len`, with a
 /// stride near `len` divided by the golden ratio, which spreads any run of them evenly.
 fn places(len: usize, linear: Linear, segment: u8) -> impl ExactSizeIterator<Item = usize> + use<> {
     let stride = stride(len);
-    let bound = |index: u8| len * usize::from(index) / usize::from(linear.segments());
-    let (start, end) = (bound(segment), bound(segment + 1));
-    let first = (start as u128 * stride as u128 % len.max(1) as u128) as usize;
-    let mut next = first;
-    (start..end).map(move |_| {
+    let turns = rotation::segment(len, linear.segments(), segment);
+    let mut next = (turns.start as u128 * stride as u128 % len.max(1) as u128) as usize;
+    turns.map(move |_| {
         let at = next;
         next += stride;
         if next >= len {

@@ -34,6 +34,17 @@ pub(super) fn blocks(len: usize) -> impl Iterator<Item = Block> {
     })
 }
 
+/// How long the first block of `len` values is, which no other exceeds.
+pub(super) fn longest(len: usize) -> usize {
+    blocks(len).next().map_or(0, |block| block.size)
+}
+
+/// One of `segments` contiguous segments of `len` places.
+pub(super) fn segment(len: usize, segments: u8, index: u8) -> Range<usize> {
+    let bound = |index: u8| len * usize::from(index) / usize::from(segments);
+    bound(index)..bound(index + 1)
+}
+
 /// Random signs, the same for each block of a payload.
 pub(super) struct Signs {
     /// The sign bit of each value, to be flipped.
