@@ -486,7 +486,7 @@ mod tests {
 
     #[test]
     fn plans_round_trip() {
-        for text in ["none", "int8", "bits1", "bits3/16", "sparse0.1%"] {
+        for text in ["none", "int8", "bits1", "bits3/16", "sparse0.1%", "linear24/3"] {
             let plan = Plan { compression: text.parse().unwrap(), ..plan() };
             assert_eq!(Plan::try_from(v1::Plan::from(plan.clone())).unwrap(), plan);
         }
@@ -502,11 +502,12 @@ mod tests {
     #[test]
     fn broken_plans_name_the_field() {
         type Break = fn(&mut v1::Plan);
-        let breaks: [(Break, &str); 12] = [
+        let breaks: [(Break, &str); 13] = [
             (|plan| plan.training.as_mut().unwrap().freeze = 3, "freeze"),
             (|plan| plan.lora = None, "lora"),
             (|plan| plan.compression = 3, "bits"),
             (|plan| plan.compression = 4, "sparse"),
+            (|plan| plan.compression = 5, "linear"),
             (|plan| (plan.compression, plan.bits) = (3, bits_of(5, 1)), "bits"),
             (|plan| (plan.compression, plan.bits) = (3, bits_of(1, u32::MAX)), "bits"),
             (|plan| plan.training = None, "training"),
