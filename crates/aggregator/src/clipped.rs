@@ -106,10 +106,10 @@ fn changed_rank(layout: &Layout, values: &[f32]) -> usize {
         if changed == layout.rank() {
             break;
         }
-        let values = values[tensor.range()].iter().enumerate();
-        let components = values.filter(|(_, value)| **value != 0.0);
-        let last = components.map(|(index, _)| tensor.component(index) + 1).max();
-        changed = changed.max(last.unwrap_or(0));
+        let moves = |any, value| any | (value != 0.0);
+        let moved = tensor.fold(&values[tensor.range()], false, moves);
+        let last = moved.iter().rposition(|moved| *moved);
+        changed = changed.max(last.map_or(0, |last| last + 1));
     }
     if changed == 0 { layout.rank() } else { changed }
 }

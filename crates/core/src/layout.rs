@@ -48,13 +48,38 @@ impl TensorSpec {
         }
     }
 
-    /// The rank component of its value at `index`, row-major.
+    /// For each of its values, in order, what `of_components` has for the rank component of it.
     #[must_use]
-    pub fn component(&self, index: usize) -> usize {
+    pub fn spread<T: Copy>(&self, of_components: &[T]) -> Vec<T> {
+        let [rows, columns] = self.shape;
         match self.factor {
-            Factor::A => index / self.shape[1],
-            Factor::B => index % self.shape[1],
+            Factor::A => {
+                let mut values = Vec::with_capacity(rows * columns);
+                for of_component in of_components {
+                    values.resize(values.len() + columns, *of_component);
+                }
+                values
+            }
+            Factor::B => of_components.repeat(rows),
         }
+    }
+
+    /// For each rank component, what `fold` makes of its values in order, beginning with `first`.
+    pub fn fold<T: Copy>(&self, values: &[f32], first: T, fold: impl Fn(T, f32) -> T) -> Vec<T> {
+        let mut folded = vec![first; self.rank()];
+        for (row, values) in values.chunks_exact(self.shape[1]).enumerate() {
+            match self.factor {
+                Factor::A => {
+                    folded[row] = values.iter().fold(first, |so_far, value| fold(so_far, *value));
+                }
+                Factor::B => {
+                    for (folded, value) in folded.iter_mut().zip(values) {
+                        *folded = fold(*folded, *value);
+                    }
+                }
+            }
+        }
+        folded
     }
 }
 
@@ -157,5 +182,24 @@ mod tests {
             assert_eq!((a.layer, a.target, a.factor), (b.layer, b.target, Factor::A));
             assert_eq!((b.factor, b.rank()), (Factor::B, a.rank()));
         }
+    }
+
+    #[test]
+    fn components_are_rows_of_a_and_columns_of_b() {
+        let spec = |factor, shape| TensorSpec {
+            name: String::new(),
+            layer: 0,
+            target: TargetModule::QProj,
+            factor,
+            shape,
+            offset: 0,
+        };
+        let values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let a = spec(Factor::A, [2, 3]);
+        assert_eq!(a.spread(&['x', 'y']), ['x', 'x', 'x', 'y', 'y', 'y']);
+        assert_eq!(a.fold(&values, 0.5, |sum, value| sum + value), [6.5, 15.5]);
+        let b = spec(Factor::B, [3, 2]);
+        assert_eq!(b.spread(&['x', 'y']), ['x', 'y', 'x', 'y', 'x', 'y']);
+        assert_eq!(b.fold(&values, 0.5, |sum, value| sum + value), [9.5, 12.5]);
     }
 }

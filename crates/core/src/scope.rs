@@ -100,9 +100,9 @@ mod tests {
                 let scope = Scope { frozen, rank };
                 let mut want = vec![false; layout.len()];
                 for tensor in layout.tensors() {
-                    for (index, place) in tensor.range().enumerate() {
-                        want[place] =
-                            frozen == Some(tensor.factor) || tensor.component(index) >= rank;
+                    let beyond: Vec<bool> = (0..tensor.rank()).map(|at| at >= rank).collect();
+                    for (place, beyond) in tensor.range().zip(tensor.spread(&beyond)) {
+                        want[place] = frozen == Some(tensor.factor) || beyond;
                     }
                 }
                 let mut got = vec![false; layout.len()];

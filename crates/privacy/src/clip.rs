@@ -1,6 +1,8 @@
 //! Clipping to an L2 norm: x becomes x · min(1, C / ‖x‖) (McMahan et al. 2018, arXiv 1710.06963,
 //! section 3, flat clipping).
 
+use pulp::{Arch, NullaryFnOnce};
+
 /// Clips `values` to the L2 norm `clip_norm`, in place, and gives the norm they had.
 ///
 /// The norm is summed in f64, in a fixed order, so that it is the same everywhere.
@@ -12,32 +14,55 @@ pub fn clip_l2(values: &mut [f32], clip_norm: f32) -> Result<f64, Unclippable> {
         return Err(Unclippable::ClipNorm(clip_norm));
     }
     // f64 holds the square of the largest f32, and of 2^500 of them.
-    let norm = sum_of_squares(values).sqrt();
+    let norm = Arch::new().dispatch(SumOfSquares(values)).sqrt();
     if !norm.is_finite() {
         return Err(Unclippable::NotFinite);
     }
     let factor = f64::from(clip_norm) / norm;
     if factor < 1.0 {
-        for value in values {
-            *value = (f64::from(*value) * factor) as f32;
-        }
+        Arch::new().dispatch(Scale { values, factor });
     }
     Ok(norm)
 }
 
-/// Σ x², in eight sums side by side (value i in sum i mod 8) that are added in order.
-fn sum_of_squares(values: &[f32]) -> f64 {
-    let (eights, rest) = values.as_chunks::<8>();
-    let mut sums = [0.0f64; 8];
-    for eight in eights {
-        for (sum, value) in sums.iter_mut().zip(eight) {
+/// Σ x², in eight sums side by side (value i in sum i mod 8) that are added in order, whatever the
+/// width of vectors that it is compiled for.
+struct SumOfSquares<'a>(&'a [f32]);
+
+impl NullaryFnOnce for SumOfSquares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn call(self) -> f64 {
+        let (eights, rest) = self.0.as_chunks::<8>();
+        let mut sums = [0.0f64; 8];
+        for eight in eights {
+            for (sum, value) in sums.iter_mut().zip(eight) {
+                *sum += f64::from(*value) * f64::from(*value);
+            }
+        }
+        for (sum, value) in sums.iter_mut().zip(rest) {
             *sum += f64::from(*value) * f64::from(*value);
         }
+        sums.iter().sum()
     }
-    for (sum, value) in sums.iter_mut().zip(rest) {
-        *sum += f64::from(*value) * f64::from(*value);
+}
+
+/// x becomes x · factor, in f64.
+struct Scale<'a> {
+    values: &'a mut [f32],
+    factor: f64,
+}
+
+impl NullaryFnOnce for Scale<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for value in self.values {
+            *value = (f64::from(*value) * self.factor) as f32;
+        }
     }
-    sums.iter().sum()
 }
 
 /// What cannot be clipped.

@@ -116,9 +116,9 @@ fn noise_has_its_norm_and_stays_where_the_device_trains() {
     nested.training.nested_ranks = true;
     let (sum, layout) = sent(nested, 1, &[6], AttackKind::Noise { norm: Some(3.0) });
     for tensor in layout.tensors() {
-        for (index, place) in tensor.range().enumerate() {
-            let trains = tensor.component(index) == 0;
-            assert_eq!(sum[place] != 0.0, trains, "{} at {index}", tensor.name);
+        let first: Vec<bool> = (0..tensor.rank()).map(|component| component == 0).collect();
+        for (place, first) in tensor.range().zip(tensor.spread(&first)) {
+            assert_eq!(sum[place] != 0.0, first, "{} at {place}", tensor.name);
         }
     }
 }

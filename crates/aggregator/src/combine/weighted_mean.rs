@@ -9,6 +9,7 @@
 //! raFLoRA, arXiv 2602.13486): with equal ranks that is the mean. For comparison there is zero-padding.
 
 use floret_core::Layout;
+use pulp::{Arch, NullaryFnOnce};
 
 use crate::clipped::ClippedDelta;
 
@@ -20,10 +21,33 @@ const LIMIT: f64 = (1u32 << GRID_BITS) as f64;
 
 /// The nearest step of the grid, ties to even, for a value in steps. Added to 1.5 x 2^52, a number's
 /// last bits are its integer part, rounded: so a loop of it becomes vector instructions anywhere.
+#[inline(always)]
 fn to_grid(steps: f64) -> i64 {
     const SHIFT: f64 = 6_755_399_441_055_744.0;
     let shifted = steps.clamp(-LIMIT, LIMIT) + SHIFT;
     shifted.to_bits().cast_signed().wrapping_sub(SHIFT.to_bits().cast_signed())
+}
+
+/// Adds values, in steps of the grid and with their weight, to sums; compiled for each width of vectors.
+struct Add<'a> {
+    sums: &'a mut [i64],
+    values: &'a [f32],
+    steps_per_unit: f64,
+    weight: u32,
+}
+
+impl NullaryFnOnce for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let weight = i64::from(self.weight);
+        for (sum, value) in self.sums.iter_mut().zip(self.values) {
+            let steps = to_grid(f64::from(*value) * self.steps_per_unit);
+            // `fits` was checked when the configuration was read: nothing wraps.
+            *sum = sum.wrapping_add(steps.wrapping_mul(weight));
+        }
+    }
 }
 
 /// A running weighted mean.
@@ -53,12 +77,8 @@ impl WeightedMean {
     pub fn add(&mut self, delta: &ClippedDelta, weight: u32) {
         debug_assert_eq!(delta.values().len(), self.sums.len());
         let steps_per_unit = LIMIT / f64::from(delta.clip_norm());
-        let factor = i64::from(weight);
-        for (sum, value) in self.sums.iter_mut().zip(delta.values()) {
-            let steps = to_grid(f64::from(*value) * steps_per_unit);
-            // `fits` was checked when the configuration was read: nothing wraps.
-            *sum = sum.wrapping_add(steps.wrapping_mul(factor));
-        }
+        let (sums, values) = (&mut self.sums[..], delta.values());
+        Arch::new().dispatch(Add { sums, values, steps_per_unit, weight });
         self.weight += u64::from(weight);
         self.weights.iter_mut().take(delta.rank()).for_each(|sum| *sum += u64::from(weight));
     }
@@ -72,9 +92,9 @@ impl WeightedMean {
         let units: Vec<f64> = self.weights.iter().map(unit).collect();
         let mut mean = vec![0.0; self.sums.len()];
         for tensor in layout.tensors() {
-            let sums = self.sums[tensor.range()].iter().enumerate();
-            for (value, (index, sum)) in mean[tensor.range()].iter_mut().zip(sums) {
-                *value = (*sum as f64 * units[tensor.component(index)]) as f32;
+            let sums = self.sums[tensor.range()].iter().zip(tensor.spread(&units));
+            for (value, (sum, unit)) in mean[tensor.range()].iter_mut().zip(sums) {
+                *value = (*sum as f64 * unit) as f32;
             }
         }
         mean
@@ -91,10 +111,9 @@ impl WeightedMean {
         let absent = |weight: &u64| 1.0 - *weight as f64 / self.weight.max(1) as f64;
         let absent: Vec<f64> = self.weights.iter().map(absent).collect();
         for tensor in layout.tensors() {
-            let before = before[tensor.range()].iter().enumerate();
-            for (value, (index, x)) in delta[tensor.range()].iter_mut().zip(before) {
-                let zero = absent[tensor.component(index)] * f64::from(*x);
-                *value = (f64::from(*value) - zero) as f32;
+            let before = before[tensor.range()].iter().zip(tensor.spread(&absent));
+            for (value, (x, absent)) in delta[tensor.range()].iter_mut().zip(before) {
+                *value = (f64::from(*value) - absent * f64::from(*x)) as f32;
             }
         }
         delta
@@ -210,9 +229,9 @@ mod tests {
                 let mut change: Vec<f32> =
                     values::flat(a, b).iter().zip(&before).map(|(x, before)| x - before).collect();
                 for tensor in layout.tensors().iter().filter(|_| client == 0) {
-                    let places = tensor.range().enumerate();
-                    let second = places.filter(|(index, _)| tensor.component(*index) == 1);
-                    second.for_each(|(_, place)| change[place] = 0.0);
+                    let places = tensor.range().zip(tensor.spread(&[false, true]));
+                    let second = places.filter(|(_, second)| *second);
+                    second.for_each(|(place, _)| change[place] = 0.0);
                 }
                 mean.add(&delta(&layout, 64.0, &change), weight);
             }

@@ -76,9 +76,9 @@ pub(super) fn decode(len: usize, body: &[u8]) -> Result<Vec<f32>, InvalidPayload
     }
     let (signs, mut block) = room(range.len(), u32::from_le_bytes(seed));
     let codebook = Codebook::new(width);
-    let mut delta = vec![0.0; len];
-    let values = &mut delta[range];
-    for Block { range, size } in blocks(values.len()) {
+    let mut delta = Vec::with_capacity(len);
+    delta.resize(range.start, 0.0);
+    for Block { range, size } in blocks(range.len()) {
         let (scale, codes, block) = (rest.split_off(..SCALE), size, &mut block[..size]);
         let scale = scale.and_then(|bytes| bytes.try_into().ok()).map(f32::from_le_bytes);
         let codes = rest.split_off(..planes::bytes(width, codes));
@@ -90,10 +90,10 @@ pub(super) fn decode(len: usize, body: &[u8]) -> Result<Vec<f32>, InvalidPayload
         hadamard(block);
         signs.flip(block);
         let factor = scale / (size as f32).sqrt();
-        for (value, unit) in values[range].iter_mut().zip(block) {
-            *value = (*unit * factor).clamp(f32::MIN, f32::MAX);
-        }
+        let value = |unit: &f32| (*unit * factor).clamp(f32::MIN, f32::MAX);
+        delta.extend(block[..range.len()].iter().map(value));
     }
+    delta.resize(len, 0.0);
     Ok(delta)
 }
 
@@ -142,8 +142,8 @@ fn quantize(rotated: &[f32], book: &Codebook, remainder: Remainder, codes: &mut 
     }
     let unit = (rotated.len() as f64 / energy).sqrt() as f32;
     let (mut product, mut centroids) = (0.0, 0.0);
-    for (code, value) in codes.iter_mut().zip(rotated) {
-        *code = book.code(value * unit);
+    book.code(rotated, unit, codes);
+    for (code, value) in codes.iter().zip(rotated) {
         let centroid = book.values()[usize::from(*code & 15)];
         product += f64::from(*value) * f64::from(centroid);
         centroids += square(&centroid);

@@ -1,6 +1,6 @@
 //! f32 values, little-endian, in layout order.
 
-use super::InvalidPayload;
+use super::{InvalidPayload, all_finite};
 use crate::layout::Layout;
 
 pub(super) fn encode(delta: &[f32], out: &mut Vec<u8>) {
@@ -12,5 +12,7 @@ pub(super) fn decode(layout: &Layout, body: &[u8]) -> Result<Vec<f32>, InvalidPa
         let (want, got) = (layout.bytes(), body.len());
         return Err(InvalidPayload::Length { part: "dense values", want, got });
     }
-    Ok(body.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect())
+    let delta: Vec<f32> =
+        body.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect();
+    if all_finite(&delta) { Ok(delta) } else { Err(InvalidPayload::NotFinite) }
 }

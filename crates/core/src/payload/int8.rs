@@ -5,6 +5,7 @@
 //! the expectation is x, and the error is below s (QSGD, Alistarh et al. 2017, arXiv 1610.02132,
 //! section 3.1, with uniform levels).
 
+use pulp::{Arch, NullaryFnOnce};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
 
@@ -17,16 +18,15 @@ const ZSTD_LEVEL: i32 = 3;
 const STEPS: f32 = 127.0;
 
 pub(super) fn encode(layout: &Layout, delta: &[f32], rng: &mut ChaCha20Rng, out: &mut Vec<u8>) {
-    let mut steps = Vec::with_capacity(layout.len());
+    let (mut steps, mut draws) = (vec![0; layout.len()], Vec::new());
     for tensor in layout.tensors() {
         let values = &delta[tensor.range()];
         let scales = scales(tensor, values);
         out.extend(scales.iter().flat_map(|scale| scale.to_le_bytes()));
-        for (index, value) in values.iter().enumerate() {
-            let scale = scales[tensor.component(index)];
-            let rounded = round(*value, scale, rng);
-            steps.push(rounded.cast_unsigned());
-        }
+        draws.clear();
+        draws.extend(values.iter().map(|_| uniform_f32(rng.next_u32())));
+        let (scales, steps) = (&tensor.spread(&scales), &mut steps[tensor.range()]);
+        Arch::new().dispatch(Round { values, scales, draws: &draws, steps });
     }
     let frame = zstd::bulk::compress(&steps, ZSTD_LEVEL);
     out.extend(frame.unwrap_or_else(|_| unreachable!("zstd compresses a buffer of any content")));
@@ -45,31 +45,41 @@ pub(super) fn decode(layout: &Layout, body: &[u8]) -> Result<Vec<f32>, InvalidPa
         if !scales.iter().all(|scale| scale.is_finite() && *scale >= 0.0) {
             return Err(InvalidPayload::NotFinite);
         }
-        let steps = steps[tensor.range()].iter().enumerate();
-        delta.extend(steps.map(|(index, step)| {
+        let steps = steps[tensor.range()].iter().zip(tensor.spread(&scales));
+        delta.extend(steps.map(|(step, scale)| {
             // 127 times the rounded scale of f32::MAX would overflow.
-            let value = f32::from(step.cast_signed()) * scales[tensor.component(index)];
-            value.clamp(f32::MIN, f32::MAX)
+            (f32::from(step.cast_signed()) * scale).clamp(f32::MIN, f32::MAX)
         }));
     }
     Ok(delta)
 }
 
 fn scales(tensor: &TensorSpec, values: &[f32]) -> Vec<f32> {
-    let mut largest = vec![0.0f32; tensor.rank()];
-    for (index, value) in values.iter().enumerate() {
-        let slot = &mut largest[tensor.component(index)];
-        *slot = slot.max(value.abs());
-    }
+    let largest = tensor.fold(values, 0.0f32, |largest, value| largest.max(value.abs()));
     largest.into_iter().map(|largest| largest / STEPS).collect()
 }
 
-fn round(value: f32, scale: f32, rng: &mut ChaCha20Rng) -> i8 {
-    let draw = uniform_f32(rng.next_u32());
-    if scale == 0.0 {
-        return 0;
+/// Rounds values to steps of their scales; compiled for each width of vectors.
+struct Round<'a> {
+    values: &'a [f32],
+    scales: &'a [f32],
+    draws: &'a [f32],
+    /// Each as the bits of an i8.
+    steps: &'a mut [u8],
+}
+
+impl NullaryFnOnce for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let inputs = self.values.iter().zip(self.scales).zip(self.draws);
+        for (step, ((value, scale), draw)) in self.steps.iter_mut().zip(inputs) {
+            let rounded = stochastic(value / scale, *draw).clamp(-STEPS, STEPS);
+            let rounded = if *scale == 0.0 { 0.0 } else { rounded };
+            *step = (rounded as i8).cast_unsigned();
+        }
     }
-    stochastic(value / scale, draw).clamp(-STEPS, STEPS) as i8
 }
 
 fn decompress(frame: &[u8], want: usize) -> Result<Vec<u8>, InvalidPayload> {

@@ -3,8 +3,8 @@
 //! sum of all of them. Clip, rotate, round stochastically, count modulo 2^m: the pipeline of Kairouz
 //! et al. 2021 (arXiv 2102.06387, algorithm 1) without its noise, on one segment of the values in turn.
 //!
-//! The values are dealt out over the segments and their blocks, so that each has its share of every
-//! tensor. The n of one segment are clipped to the norm C', rotated, and cut to ±t σ, with σ = C' /
+//! The values are dealt out over the segments and their blocks in short runs, so that each has its share
+//! of every tensor. The n of one segment are clipped to the norm C', rotated, and cut to ±t σ, with σ = C' /
 //! sqrt(n) what a value then has at most on average and t = sqrt(2 ln(1 + L)) about the largest of L
 //! draws from a normal distribution. Each becomes one of 0..=L steps, with L = (2^m - 1) / summands, so
 //! that a word of m bits holds their sum. C' = C / sqrt(1 + t² / L²) leaves room for the rounding's own
@@ -17,6 +17,8 @@
 //! a word for each value          of a block, then of the next
 //! ```
 
+use std::ops::Range;
+
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
 
@@ -27,6 +29,8 @@ use super::{InvalidPayload, Remainder, rotation, words};
 use crate::seed::uniform_f32;
 
 const HEADER: usize = 15;
+/// Values that are dealt out together: a line of the processor's cache.
+const RUN: usize = 16;
 
 /// What all clients of a round share, so that what they send can be added up.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,21 +59,22 @@ pub(super) fn encode(
         Remainder::FedBack { .. } => 1.0,
         Remainder::Dropped => f64::from(linear.segments()),
     };
-    let places: Vec<usize> = places(delta.len(), linear, segment).collect();
+    let mut values = Vec::with_capacity(delta.len() / usize::from(linear.segments()) + RUN);
+    runs(delta.len(), linear, segment).for_each(|run| values.extend_from_slice(&delta[run]));
     let steps = linear.steps(shared.summands);
     let range = range(steps);
     let room = 1.0 + (range / f64::from(steps)).powi(2);
     let norm = f64::from(shared.norm) / room.sqrt();
-    let sigma = norm / (places.len().max(1) as f64).sqrt();
-    let energy: f64 = places.iter().map(|at| f64::from(delta[*at]).powi(2)).sum();
+    let sigma = norm / (values.len().max(1) as f64).sqrt();
+    let energy: f64 = values.iter().map(|value| f64::from(*value).powi(2)).sum();
     // From values to units of sigma.
     let factor = gain * (norm / (gain * energy.sqrt())).min(1.0) / sigma;
 
-    let (signs, mut block) = (Signs::draw(shared.seed, longest(places.len())), Vec::new());
-    let mut rounded = Vec::with_capacity(places.len());
-    for Block { range: part, size } in blocks(places.len()) {
+    let (signs, mut block) = (Signs::draw(shared.seed, longest(values.len())), Vec::new());
+    let mut rounded = Vec::with_capacity(values.len());
+    for Block { range: part, size } in blocks(values.len()) {
         block.clear();
-        block.extend(places[part].iter().map(|at| (f64::from(delta[*at]) * factor) as f32));
+        block.extend(values[part].iter().map(|value| (f64::from(*value) * factor) as f32));
         block.resize(size, 0.0);
         signs.flip(&mut block);
         hadamard(&mut block);
@@ -109,13 +114,12 @@ pub(super) fn decode(len: usize, body: &[u8]) -> Result<Vec<f32>, InvalidPayload
     if !(range.is_finite() && range >= 0.0) {
         return Err(InvalidPayload::NotFinite);
     }
-    let mut places = places(len, linear, segment);
-    let count = places.len();
+    let count = runs(len, linear, segment).map(|run| run.len()).sum();
     let want = words::bytes(word_bits, blocks(count).map(|block| block.size).sum());
     if packed.len() != want {
         return Err(length(HEADER + want));
     }
-    let mut delta = vec![0.0; len];
+    let mut values = Vec::with_capacity(count);
     let mut words = words::unpack(word_bits, packed);
     let (signs, mut block) = (Signs::draw(seed, longest(count)), Vec::new());
     for Block { range: part, size } in blocks(count) {
@@ -130,9 +134,14 @@ pub(super) fn decode(len: usize, body: &[u8]) -> Result<Vec<f32>, InvalidPayload
         }
         hadamard(&mut block);
         signs.flip(&mut block);
-        for (at, value) in places.by_ref().take(part.len()).zip(&block) {
-            delta[at] = (value * range).clamp(f32::MIN, f32::MAX);
-        }
+        let value = |unit: &f32| (unit * range).clamp(f32::MIN, f32::MAX);
+        values.extend(block[..part.len()].iter().map(value));
+    }
+    let (mut delta, mut rest) = (vec![0.0; len], &values[..]);
+    for run in runs(len, linear, segment) {
+        let (values, behind) = rest.split_at(run.len());
+        delta[run].copy_from_slice(values);
+        rest = behind;
     }
     Ok(delta)
 }
@@ -142,26 +151,27 @@ fn range(steps: u32) -> f64 {
     (2.0 * f64::from(steps).ln_1p()).sqrt()
 }
 
-/// The places of one segment, in the order in which they are sent: k · stride modulo `len`, with a
-/// stride near `len` divided by the golden ratio, which spreads any run of them evenly.
-fn places(len: usize, linear: Linear, segment: u8) -> impl ExactSizeIterator<Item = usize> + use<> {
-    let stride = stride(len);
-    let turns = rotation::segment(len, linear.segments(), segment);
-    let mut next = (turns.start as u128 * stride as u128 % len.max(1) as u128) as usize;
+/// The runs of one segment, in the order in which they are sent: k · stride modulo their number, with a
+/// stride near that number divided by the golden ratio, which spreads any part of them evenly.
+fn runs(len: usize, linear: Linear, segment: u8) -> impl Iterator<Item = Range<usize>> {
+    let count = len.div_ceil(RUN);
+    let stride = stride(count);
+    let turns = rotation::segment(count, linear.segments(), segment);
+    let mut next = (turns.start as u128 * stride as u128 % count.max(1) as u128) as usize;
     turns.map(move |_| {
-        let at = next;
+        let at = next * RUN;
         next += stride;
-        if next >= len {
-            next -= len;
+        if next >= count {
+            next -= count;
         }
-        at
+        at..len.min(at + RUN)
     })
 }
 
-/// A number below `len`, and without a common divisor, so that its multiples reach every place.
-fn stride(len: usize) -> usize {
-    let golden = (len as f64 * 0.618_033_988_749_894_8) as usize;
-    let fits = |stride: &usize| gcd(*stride, len) == 1;
+/// A number below `count`, and without a common divisor, so that its multiples reach everything.
+fn stride(count: usize) -> usize {
+    let golden = (count as f64 * 0.618_033_988_749_894_8) as usize;
+    let fits = |stride: &usize| gcd(*stride, count) == 1;
     (1..=golden.max(1)).rev().find(fits).unwrap_or(1)
 }
 
@@ -194,21 +204,21 @@ mod tests {
 
     #[test]
     fn every_place_is_dealt_out_once_and_evenly() {
-        for len in [1, 2, 3, 10, 64, 1000, 12_288] {
+        for len in [0, 1, 2, 3, 10, 64, 1000, 12_288, 12_290] {
             for segments in [1, 3, 16] {
                 let linear = Linear::new(8, segments).unwrap();
-                let mut all: Vec<usize> =
-                    (0..segments).flat_map(|segment| places(len, linear, segment)).collect();
+                let all = (0..segments).flat_map(|segment| runs(len, linear, segment));
+                let mut all: Vec<usize> = all.flatten().collect();
                 all.sort_unstable();
                 assert_eq!(all, (0..len).collect::<Vec<_>>(), "{len} in {segments}");
             }
         }
-        // Any run of a segment has its share of any part of the vector.
+        // Any part of a segment has its share of any part of the vector: 12 or 13 runs of 128.
         let linear = Linear::new(8, 3).unwrap();
-        let run: Vec<usize> = places(30_000, linear, 1).skip(1000).take(512).collect();
-        for part in 0..10 {
-            let share = run.iter().filter(|at| **at / 3000 == part).count();
-            assert!((48..=54).contains(&share), "{share}");
+        let part: Vec<usize> = runs(30_000, linear, 1).skip(100).take(128).flatten().collect();
+        for tenth in 0..10 {
+            let share = part.iter().filter(|at| **at / 3000 == tenth).count();
+            assert!((12 * RUN - RUN..=13 * RUN + RUN).contains(&share), "{share}");
         }
     }
 
@@ -253,7 +263,7 @@ mod tests {
     #[test]
     fn what_is_sent_is_no_longer_than_the_norm_and_right_in_expectation() {
         let (len, linear) = (2000, Linear::new(6, 2).unwrap());
-        let places: Vec<usize> = places(len, linear, 1).collect();
+        let places: Vec<usize> = runs(len, linear, 1).flatten().collect();
         let length = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
         for norm in [0.1, 1.5, 100.0] {
             let delta = normal(len, 5, norm);

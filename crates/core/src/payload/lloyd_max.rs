@@ -2,6 +2,8 @@
 //! distortion", table I; Lloyd 1982), as EDEN (Vargaftik et al. 2022, arXiv 2108.08842, section 3)
 //! applies them to a rotated block.
 
+use pulp::{Arch, NullaryFnOnce};
+
 /// The positive centroids of 1 to 4 bits, for a standard deviation of 1.
 const CENTROIDS: [&[f32]; 4] = [
     &[0.797_884_6],
@@ -25,6 +27,8 @@ const CENTROIDS: [&[f32]; 4] = [
 pub(super) struct Codebook {
     /// The value of each code; the highest stay unused where there are fewer.
     values: [f32; 16],
+    /// Where one positive centroid gives way to the next; infinite where there is none.
+    bounds: [f32; 7],
     sign: u8,
 }
 
@@ -37,20 +41,44 @@ impl Codebook {
             values[code] = *centroid;
             values[code + positive.len()] = -centroid;
         }
-        Self { values, sign: 1 << (width - 1) }
+        let mut bounds = [f32::INFINITY; 7];
+        for (bound, [low, high]) in bounds.iter_mut().zip(positive.array_windows()) {
+            *bound = 0.5 * (low + high);
+        }
+        Self { values, bounds, sign: 1 << (width - 1) }
     }
 
-    /// The code of the nearest centroid.
-    pub(super) fn code(&self, value: f32) -> u8 {
-        let positive = &self.values[..usize::from(self.sign)];
-        let above = |pair: &[f32; 2]| u8::from(value.abs() > 0.5 * (pair[0] + pair[1]));
-        let place = positive.array_windows().fold(0u8, |sum, pair| sum.wrapping_add(above(pair)));
-        place | if value.is_sign_negative() { self.sign } else { 0 }
+    /// Writes the codes of the nearest centroids of `values` times `unit`.
+    pub(super) fn code(&self, values: &[f32], unit: f32, codes: &mut [u8]) {
+        Arch::new().dispatch(Code { book: self, values, unit, codes });
     }
 
     /// The value of each code.
     pub(super) fn values(&self) -> &[f32; 16] {
         &self.values
+    }
+}
+
+/// Compiled for each width of vectors.
+struct Code<'a> {
+    book: &'a Codebook,
+    values: &'a [f32],
+    unit: f32,
+    codes: &'a mut [u8],
+}
+
+impl NullaryFnOnce for Code<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Codebook { bounds, sign, .. } = *self.book;
+        for (code, value) in self.codes.iter_mut().zip(self.values) {
+            let value = value * self.unit;
+            let above = bounds.map(|bound| u8::from(value.abs() > bound));
+            let place = above.iter().fold(0u8, |place, above| place.wrapping_add(*above));
+            *code = place | if value.is_sign_negative() { sign } else { 0 };
+        }
     }
 }
 
@@ -61,6 +89,12 @@ mod tests {
     /// ../shared/vectors, block `compression`: `lloyd_max_gaussian`, `lloyd_max_mse`.
     const MSE: [f64; 4] = [0.363_380_227_6, 0.117_481_847_8, 0.034_547_760_8, 0.009_501_008];
 
+    fn code(book: &Codebook, value: f32) -> u8 {
+        let mut code = [0];
+        book.code(&[value], 1.0, &mut code);
+        code[0]
+    }
+
     #[test]
     fn the_error_on_a_normal_distribution_is_the_least() {
         for (width, want) in (1..=4).zip(MSE) {
@@ -70,7 +104,7 @@ mod tests {
             let error: f64 = (-100_000..100_000)
                 .map(|i| {
                     let x = (f64::from(i) + 0.5) * step;
-                    let centroid = book.values()[usize::from(book.code(x as f32))];
+                    let centroid = book.values()[usize::from(code(&book, x as f32))];
                     let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
                     (x - f64::from(centroid)).powi(2) * density * step
                 })
@@ -84,12 +118,9 @@ mod tests {
         for width in 1..=4u8 {
             let book = Codebook::new(width);
             for code in 0..1u8 << width {
-                assert_eq!(book.code(book.values()[usize::from(code)]), code);
+                assert_eq!(self::code(&book, book.values()[usize::from(code)]), code);
             }
-            assert_eq!(
-                (book.code(f32::MAX), book.code(f32::MIN)).0 ^ book.code(f32::MIN),
-                1 << (width - 1)
-            );
+            assert_eq!(code(&book, f32::MAX) ^ code(&book, f32::MIN), 1 << (width - 1));
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A payload begins with four bytes, `F` `P`, format version 1 and the kind ([`Codec`]), and is then
 //! read by the kind's own file. Decoders check every length against the [`Layout`] before they
-//! allocate, and refuse trailing bytes and values that are not finite. Reports, stores and receipts
+//! allocate, refuse trailing bytes, and give finite values or none. Reports, stores and receipts
 //! hold a digest of the whole payload; it needs no checksum of its own.
 //!
 //! - `encoder`: what chooses among them
@@ -98,14 +98,13 @@ impl Payload {
             return Err(InvalidPayload::Header);
         }
         let codec = Codec::ALL.into_iter().find(|codec| *codec as u8 == header[3]);
-        let delta = match codec.ok_or(InvalidPayload::Header)? {
-            Codec::None => dense::decode(layout, body)?,
-            Codec::Int8 => int8::decode(layout, body)?,
-            Codec::Bits => bits::decode(layout.len(), body)?,
-            Codec::Sparse => sparse::decode(layout, body)?,
-            Codec::Linear => linear::decode(layout.len(), body)?,
-        };
-        if all_finite(&delta) { Ok(delta) } else { Err(InvalidPayload::NotFinite) }
+        match codec.ok_or(InvalidPayload::Header)? {
+            Codec::None => dense::decode(layout, body),
+            Codec::Int8 => int8::decode(layout, body),
+            Codec::Bits => bits::decode(layout.len(), body),
+            Codec::Sparse => sparse::decode(layout, body),
+            Codec::Linear => linear::decode(layout.len(), body),
+        }
     }
 
     /// Its bytes.

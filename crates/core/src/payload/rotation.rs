@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use pulp::{Arch, NullaryFnOnce};
 use rand_chacha::rand_core::Rng;
 
 use crate::seed::Seed;
@@ -80,26 +81,61 @@ impl Signs {
 /// two and at least 8.
 pub(super) fn hadamard(block: &mut [f32]) {
     debug_assert!(block.len().is_power_of_two() && block.len() >= 8);
-    for eight in block.as_chunks_mut::<8>().0 {
-        hadamard_8(eight);
-    }
-    let mut stride = 8;
-    while stride < block.len() {
-        for pair in block.chunks_exact_mut(2 * stride) {
-            let (low, high) = pair.split_at_mut(stride);
-            for (a, b) in low.iter_mut().zip(high) {
+    Arch::new().dispatch(Hadamard(block));
+}
+
+/// Compiled for each width of vectors.
+struct Hadamard<'a>(&'a mut [f32]);
+
+impl NullaryFnOnce for Hadamard<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self(block) = self;
+        for eight in block.as_chunks_mut::<8>().0 {
+            hadamard_8(eight);
+        }
+        let mut stride = 8;
+        // Two strides at once: values are loaded and stored half as often.
+        while 4 * stride <= block.len() {
+            for four in block.chunks_exact_mut(4 * stride) {
+                let (front, back) = four.split_at_mut(2 * stride);
+                let ((a, b), (c, d)) = (front.split_at_mut(stride), back.split_at_mut(stride));
+                for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+                    let (p, q, r, s) = (*a + *b, *a - *b, *c + *d, *c - *d);
+                    (*a, *b, *c, *d) = (p + r, q + s, p - r, q - s);
+                }
+            }
+            stride *= 4;
+        }
+        if stride < block.len() {
+            let (a, b) = block.split_at_mut(stride);
+            for (a, b) in a.iter_mut().zip(b) {
                 (*a, *b) = (*a + *b, *a - *b);
             }
         }
-        stride *= 2;
     }
 }
 
+/// Eight values, as three rounds of exchanges in one register: a value that has the bit of its round
+/// in its place is subtracted from its partner, the other added.
+#[inline(always)]
 fn hadamard_8(x: &mut [f32; 8]) {
     let [a, b, c, d, e, f, g, h] = *x;
-    let [a, b, c, d, e, f, g, h] = [a + e, b + f, c + g, d + h, a - e, b - f, c - g, d - h];
-    let [a, b, c, d, e, f, g, h] = [a + c, b + d, a - c, b - d, e + g, f + h, e - g, f - h];
-    *x = [a + b, a - b, c + d, c - d, e + f, e - f, g + h, g - h];
+    let y = sum([e, f, g, h, a, b, c, d], [a, b, c, d, -e, -f, -g, -h]);
+    let [a, b, c, d, e, f, g, h] = y;
+    let y = sum([c, d, a, b, g, h, e, f], [a, b, -c, -d, e, f, -g, -h]);
+    let [a, b, c, d, e, f, g, h] = y;
+    *x = sum([b, a, d, c, f, e, h, g], [a, -b, c, -d, e, -f, g, -h]);
+}
+
+#[inline(always)]
+fn sum(mut x: [f32; 8], y: [f32; 8]) -> [f32; 8] {
+    for lane in 0..8 {
+        x[lane] += y[lane];
+    }
+    x
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 /// `x` rounded down or up, by a `draw` from [0, 1): over draws, the expectation is `x` (QSGD, Alistarh
 /// et al. 2017, arXiv 1610.02132, section 3.1).
+#[inline(always)]
 pub(super) fn stochastic(x: f32, draw: f32) -> f32 {
     (x + draw).floor()
 }

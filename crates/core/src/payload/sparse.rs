@@ -40,8 +40,8 @@ pub(super) fn encode(
         let scores = match importance {
             Some(norms) => {
                 scores.clear();
-                let score = |(at, value): (usize, &f32)| value * norms[tensor.component(at)];
-                scores.extend(values.iter().enumerate().map(score));
+                let score = |(value, norm): (&f32, f32)| value * norm;
+                scores.extend(values.iter().zip(tensor.spread(&norms)).map(score));
                 &scores
             }
             None => values,
@@ -123,10 +123,7 @@ fn kept(sparse: Sparse, tensor: &TensorSpec) -> usize {
 /// The norm of each rank component, divided by the largest of them; none where all are nothing, as those
 /// of B are at first.
 fn norms(tensor: &TensorSpec, values: &[f32]) -> Option<Vec<f32>> {
-    let mut squares = vec![0.0; tensor.rank()];
-    for (at, value) in values.iter().enumerate() {
-        squares[tensor.component(at)] += f64::from(*value).powi(2);
-    }
+    let squares = tensor.fold(values, 0.0, |sum, value| sum + f64::from(value).powi(2));
     let largest = squares.iter().copied().fold(0.0, f64::max);
     let norm = |square: f64| (square / largest).sqrt() as f32;
     (largest > 0.0).then(|| squares.into_iter().map(norm).collect())

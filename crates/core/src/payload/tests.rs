@@ -327,7 +327,8 @@ fn sparse_keeps_what_moves_the_product_most() {
     let layout = layout();
     let component = |at: usize| {
         let tensor = layout.tensors().iter().find(|tensor| tensor.range().contains(&at)).unwrap();
-        tensor.component(at - tensor.offset)
+        let components: Vec<usize> = (0..tensor.rank()).collect();
+        tensor.spread(&components)[at - tensor.offset]
     };
     let after = delta(|at| if component(at) == 2 { 10.0 } else { 1.0 });
     let values = delta(|at| if at % 2 == 0 { 0.1 } else { -0.1 });

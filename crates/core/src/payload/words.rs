@@ -29,12 +29,20 @@ pub(super) fn pack(bits: u8, words: &[u32], out: &mut Vec<u8>) {
 }
 
 /// The words in `bytes`; fewer bits than a word has are left over.
-pub(super) fn unpack(bits: u8, bytes: &[u8]) -> impl Iterator<Item = u32> {
-    let (mut open, mut count, mut bytes) = (0u64, 0, bytes.iter());
+pub(super) fn unpack(bits: u8, mut bytes: &[u8]) -> impl Iterator<Item = u32> {
+    let (mut open, mut count) = (0u64, 0);
     std::iter::from_fn(move || {
         while count < bits {
-            open |= u64::from(*bytes.next()?) << count;
-            count += 8;
+            match bytes.split_off(..4).and_then(|four| four.try_into().ok()) {
+                Some(four) => {
+                    open |= u64::from(u32::from_le_bytes(four)) << count;
+                    count += 32;
+                }
+                None => {
+                    open |= u64::from(*bytes.split_off_first()?) << count;
+                    count += 8;
+                }
+            }
         }
         let word = (open as u32) & largest(bits);
         open >>= bits;
