@@ -67,7 +67,7 @@ pub fn choose(config: &RunConfig, values: usize, population: Option<u64>) -> Cho
             "{summands} of {population} clients a round come often enough to send what an update \
              leaves out with one of their next"
         );
-        (sparse(50), sparse(100), reason)
+        (sparse(50), sparse(150), reason)
     };
     Choice { compression: up, download_compression: down, reason }
 }
@@ -175,7 +175,7 @@ mod tests {
     fn what_is_chosen_fits_the_run() {
         let config = config();
         assert_eq!(chosen(&config, 1000, Some(10)), ["int8", "none"]);
-        assert_eq!(chosen(&config, LARGE, Some(10)), ["sparse5%", "sparse10%"]);
+        assert_eq!(chosen(&config, LARGE, Some(10)), ["sparse5%", "sparse15%"]);
         assert_eq!(chosen(&config, LARGE, Some(1000)), ["bits1", "none"]);
         assert_eq!(chosen(&config, LARGE, None), ["bits1", "none"]);
         let cohort = CohortConfig { min_population: 20, ..config.cohort };
