@@ -83,9 +83,7 @@ fn run(trainer: &mut impl Trainer, job: &mut Job) -> Result<TrainingOutcome, Tra
         watch(progress);
         Control::Continue
     };
-    let outcomes = trainer.train(std::slice::from_ref(task.as_ref()), &mut progress)?;
-    let none = || TrainError::Unsupported("the trainer gave no outcome".to_owned());
-    outcomes.into_iter().next().ok_or_else(none)
+    trainer.train(task, &mut progress)
 }
 
 struct CancelOnDrop(Arc<AtomicBool>);

@@ -41,11 +41,11 @@ struct Unhurried(Duration);
 impl Trainer for Unhurried {
     fn train(
         &mut self,
-        tasks: &[TrainingTask],
+        task: &TrainingTask,
         progress: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
+    ) -> Result<TrainingOutcome, TrainError> {
         std::thread::sleep(self.0);
-        ToyTrainer.train(tasks, progress)
+        ToyTrainer.train(task, progress)
     }
 }
 

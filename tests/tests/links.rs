@@ -123,9 +123,9 @@ struct Slow {
 impl Trainer for Slow {
     fn train(
         &mut self,
-        tasks: &[TrainingTask],
+        task: &TrainingTask,
         progress: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
+    ) -> Result<TrainingOutcome, TrainError> {
         self.begun.fetch_add(1, Ordering::SeqCst);
         let begun = std::time::Instant::now();
         while begun.elapsed() < self.takes {
@@ -135,7 +135,7 @@ impl Trainer for Slow {
                 return Err(TrainError::Cancelled);
             }
         }
-        ToyTrainer.train(tasks, progress)
+        ToyTrainer.train(task, progress)
     }
 }
 

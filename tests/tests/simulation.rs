@@ -15,7 +15,7 @@ use floret_device::{
 };
 use floret_lab::corpus::Corpus;
 use floret_lab::people::People;
-use floret_lab::{Experiment, simulate};
+use floret_lab::{Computing, Experiment, simulate};
 use floret_model::{LocalTrainer, TrainerOptions};
 use floret_server::Config;
 use floret_server::config::FixedSeed;
@@ -76,17 +76,17 @@ struct Unsteady {
 impl Trainer for Unsteady {
     fn train(
         &mut self,
-        tasks: &[TrainingTask],
+        task: &TrainingTask,
         progress: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
-        if drops_out(&self.experiment, tasks[0].plan.round, &tasks[0].client) {
+    ) -> Result<TrainingOutcome, TrainError> {
+        if drops_out(&self.experiment, task.plan.round, &task.client) {
             let step = Progress { task: 0, step: 0, steps: 1, loss: 0.0 };
             while progress(step) == Control::Continue {
                 std::thread::sleep(Duration::from_millis(5));
             }
             return Err(TrainError::Cancelled);
         }
-        self.trainer.train(tasks, progress)
+        self.trainer.train(task, progress)
     }
 }
 
@@ -149,10 +149,15 @@ async fn network(experiment: &Experiment) -> Digest {
 async fn a_network_with_scheduled_drop_outs_and_its_simulation_end_in_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let experiment = experiment(folder.path());
-    let simulated = simulate(&experiment, &folder.path().join("results"), 1).unwrap();
+    let [side_by_side, sequential] =
+        [false, true].map(|sequential| Computing { threads: 2, sequential });
+    let simulated = simulate(&experiment, &folder.path().join("results"), side_by_side).unwrap();
     assert!(simulated.completed && simulated.drop_outs > 0, "{simulated:?}");
     println!("simulated: {} updates, {} drop-outs", simulated.updates, simulated.drop_outs);
     assert_eq!(network(&experiment).await, simulated.adapter);
-    let other = simulate(&experiment.with_seed(22), &folder.path().join("other"), 1).unwrap();
+    let again = simulate(&experiment, &folder.path().join("sequential"), sequential).unwrap();
+    assert_eq!(again, simulated);
+    let other =
+        simulate(&experiment.with_seed(22), &folder.path().join("other"), sequential).unwrap();
     assert_ne!(other.adapter, simulated.adapter);
 }

@@ -40,7 +40,7 @@ impl fmt::Debug for TrainingOutcome {
 /// How far a task has come.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
-    /// Index of the task within the call.
+    /// Index of the task within the call; 0 where there is one.
     pub task: usize,
     /// Optimizer steps done.
     pub step: u32,
@@ -79,18 +79,36 @@ pub enum TrainError {
     Unsupported(String),
 }
 
-/// Trains a batch of clients in one call: a device passes one, a simulation a cohort.
+/// Trains clients: a device passes one at a time, a simulation as many as there is use for.
 ///
 /// Every task starts with a fresh client optimizer, and the result of a task does not depend on
 /// the others in the call.
 pub trait Trainer {
-    /// Trains each task, reporting each step to `progress`, which can cancel.
+    /// Trains one task, reporting each step to `progress`, which can cancel.
     ///
     /// # Errors
-    /// The first task that failed.
+    /// Training that gave nothing.
     fn train(
+        &mut self,
+        task: &TrainingTask,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<TrainingOutcome, TrainError>;
+
+    /// Trains each task, reporting each step to `progress`, which can cancel all that are left: a
+    /// result for each, in their order.
+    fn train_all(
         &mut self,
         tasks: &[TrainingTask],
         progress: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError>;
+    ) -> Vec<Result<TrainingOutcome, TrainError>> {
+        let mut train = |(index, task): (usize, &TrainingTask)| {
+            self.train(task, &mut |step| progress(Progress { task: index, ..step }))
+        };
+        tasks.iter().enumerate().map(&mut train).collect()
+    }
+
+    /// How many tasks [`Trainer::train_all`] has use for at once.
+    fn at_once(&self) -> usize {
+        1
+    }
 }

@@ -145,6 +145,7 @@ fn step(args: &StepArgs) -> Result<Value> {
     };
     config.validate()?;
     let workload = Workload {
+        clients: 1,
         model: model.config(),
         precision: args.model.base,
         lora: &settings,

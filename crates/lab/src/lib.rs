@@ -23,4 +23,4 @@ mod statistics;
 mod usage;
 
 pub use experiment::Experiment;
-pub use simulate::simulate;
+pub use simulate::{Computing, simulate};

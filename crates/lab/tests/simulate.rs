@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use floret_lab::{Experiment, simulate as simulate_in_process};
+use floret_lab::{Computing, Experiment, simulate as simulate_in_process};
 use floret_simulation::{Attack, AttackKind};
 use serde_json::Value;
 
@@ -16,10 +16,12 @@ fn experiment() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/quickstart.toml")
 }
 
+/// With one thread, clients train one after another; with more, side by side.
 fn simulate(out: &Path, threads: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_floret-lab"));
     let args = ["simulate", "--json", "--seed", "9", "--threads", threads, "--out"];
     command.args(args).arg(out).arg(experiment());
+    command.args((threads == "1").then_some("--sequential"));
     command
 }
 
@@ -97,7 +99,9 @@ fn hostile_clients_do_what_the_experiment_says() {
         experiment.attack = attack;
         experiment.population.ranks = ranks.to_vec();
         experiment.training.nested_ranks = !ranks.is_empty();
-        let summary = simulate_in_process(&experiment, &folder.path().join(name), 1).unwrap();
+        let summary =
+            simulate_in_process(&experiment, &folder.path().join(name), Computing::default())
+                .unwrap();
         let rows = fs::read_to_string(folder.path().join(name).join("clients.jsonl")).unwrap();
         let hostile = rows.lines().filter(|row| row.contains("\"hostile\":true")).count();
         assert_eq!(hostile, summary.hostile, "{name}");

@@ -9,7 +9,9 @@ use floret_device::{Control, Progress, TrainError, Trainer, TrainingOutcome, Tra
 
 use crate::data::LocalData;
 use crate::device::cpu;
-use crate::memory::{StepPlan, Workload};
+use crate::kernels::pool;
+use crate::memory::{self, StepPlan, Workload};
+use crate::side_by_side::{Told, side_by_side};
 use crate::threads::{NoThreads, Threads};
 use crate::train::{Step, Trained, Training};
 use crate::transformer::Transformer;
@@ -25,6 +27,10 @@ pub struct TrainerOptions {
     /// Whether blocks keep only their input and are computed again in the backward pass, which
     /// takes less memory and more time. Not read with a memory budget, which decides it.
     pub recompute: bool,
+    /// Whether clients train one after another, each on all threads. Otherwise as many train side by
+    /// side as there are threads and memory for: with fewer threads for each, none waits for another.
+    /// It changes no bit of the result.
+    pub sequential: bool,
 }
 
 /// Trains any number of clients on one shared base model.
@@ -33,6 +39,8 @@ pub struct LocalTrainer {
     model: Arc<Transformer>,
     options: TrainerOptions,
     threads: Threads,
+    /// Threads of those who train side by side; none before there were several.
+    workers: Vec<Threads>,
     clients: BTreeMap<ClientId, LocalData>,
 }
 
@@ -45,7 +53,7 @@ impl LocalTrainer {
         // A GPU has a stream and memory for each thread that speaks to it: one does.
         let on_cpu = model.device() == cpu();
         let threads = Threads::new(if on_cpu { options.threads } else { 1 })?;
-        Ok(Self { model, options, threads, clients: BTreeMap::new() })
+        Ok(Self { model, options, threads, workers: Vec::new(), clients: BTreeMap::new() })
     }
 
     /// Gives `client` its data, in place of any that it had.
@@ -71,21 +79,42 @@ impl LocalTrainer {
             let recompute = self.options.recompute;
             return Ok(StepPlan { recompute, ..StepPlan::fastest(batch_size) });
         };
-        let workload = Workload {
-            model: self.model.config(),
-            precision: self.model.precision(),
-            lora: &plan.lora,
-            batch_size,
-            sequence_length: plan.training.sequence_length as usize,
-            threads: self.threads.count(),
-        };
+        let workload = self.workload(plan, 1);
         workload.fit(budget).map_err(|error| TrainError::Unsupported(error.to_string()))
     }
 
-    fn train_one(
+    fn workload<'a>(&'a self, plan: &'a Plan, clients: usize) -> Workload<'a> {
+        Workload {
+            model: self.model.config(),
+            precision: self.model.precision(),
+            lora: &plan.lora,
+            batch_size: plan.training.batch_size as usize,
+            sequence_length: plan.training.sequence_length as usize,
+            threads: self.threads.count(),
+            clients,
+        }
+    }
+
+    /// How many of `tasks` train side by side: one for each thread, if memory suffices.
+    fn width(&self, tasks: &[TrainingTask]) -> usize {
+        let budget = self.options.memory_budget.or_else(memory::available).unwrap_or(u64::MAX);
+        let fits = |clients: &usize| {
+            tasks.iter().all(|TrainingTask { plan, .. }| {
+                let recompute = self.options.recompute;
+                let fastest = StepPlan::fastest(plan.training.batch_size as usize);
+                let way = StepPlan { recompute, ..fastest };
+                self.workload(plan, *clients).estimate(&way) <= budget
+            })
+        };
+        let most = if self.options.sequential { 1 } else { self.threads.count().min(tasks.len()) };
+        (2..=most).rev().find(fits).unwrap_or(1)
+    }
+
+    fn train_on(
         &self,
+        threads: &Threads,
         task: &TrainingTask,
-        progress: &mut dyn FnMut(Step) -> Control,
+        told: Told<'_>,
     ) -> Result<TrainingOutcome, TrainError> {
         let TrainingTask { client, plan, adapter, scope } = task;
         let data = self.clients.get(client).ok_or(TrainError::NoData)?;
@@ -96,9 +125,10 @@ impl LocalTrainer {
         let start = (&plan.lora, adapter);
         let training = Training::new(&self.model, start, &sequences, config, &shuffle)?;
         let mut training = training.with_plan(self.step_plan(plan)?).with_scope(scope);
-        for _ in 0..config.max_steps {
-            let step = self.threads.run(|| training.step())?;
-            if progress(step) == Control::Cancel {
+        let steps = config.max_steps;
+        for _ in 0..steps {
+            let Step { number: step, loss } = threads.run(|| training.step())?;
+            if told(Progress { task: 0, step, steps, loss }) == Control::Cancel {
                 return Err(TrainError::Cancelled);
             }
         }
@@ -111,16 +141,38 @@ impl LocalTrainer {
 impl Trainer for LocalTrainer {
     fn train(
         &mut self,
+        task: &TrainingTask,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<TrainingOutcome, TrainError> {
+        self.train_on(&self.threads, task, progress)
+    }
+
+    fn train_all(
+        &mut self,
         tasks: &[TrainingTask],
         progress: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
-        let train = |(index, task): (usize, &TrainingTask)| {
-            let steps = task.plan.training.max_steps;
-            self.train_one(task, &mut |Step { number, loss }| {
-                progress(Progress { task: index, step: number, steps, loss })
-            })
+    ) -> Vec<Result<TrainingOutcome, TrainError>> {
+        let width = self.width(tasks);
+        if self.workers.len() != width {
+            let each = self.threads.count() / width;
+            match (0..width).map(|_| Threads::new(each)).collect() {
+                Ok(workers) => self.workers = workers,
+                Err(error) => {
+                    let error: NoThreads = error;
+                    return vec![Err(TrainError::Unsupported(error.to_string())); tasks.len()];
+                }
+            }
+        }
+        let _buffers = pool::Lease::new();
+        let job = |threads: &Threads, index: usize, told: Told<'_>| {
+            self.train_on(threads, &tasks[index], told)
         };
-        tasks.iter().enumerate().map(train).collect()
+        side_by_side(&self.workers, tasks.len(), &job, progress)
+    }
+
+    /// A few for each thread: whoever is done early goes on with another.
+    fn at_once(&self) -> usize {
+        if self.options.sequential { 1 } else { 4 * self.threads.count() }
     }
 }
 

@@ -12,7 +12,8 @@
 //! - [`tokenizer`], [`data`], [`tokens`]: from texts to batches
 //! - [`optimizer`], [`train`]: local training of an adapter
 //! - [`memory`]: what a training step needs, and which way of doing it fits a budget
-//! - [`bridge`]: that training behind the seam of `floret-device`
+//! - [`bridge`], `side_by_side`: that training behind the seam of `floret-device`, of one client or of
+//!   several at once
 //! - [`mod@evaluate`], [`mod@generate`]: loss on held-out sequences, and text
 //! - [`pretrain`], [`tokenizer_training`]: a small base model trained from nothing
 //! - [`threads`], [`device`]: who computes, and where
@@ -36,6 +37,7 @@ pub mod precision;
 pub mod pretrain;
 mod rope;
 mod shuffle;
+mod side_by_side;
 #[cfg(test)]
 mod testing;
 pub mod threads;

@@ -62,6 +62,15 @@ pub struct Workload<'a> {
     pub sequence_length: usize,
     /// Threads that compute.
     pub threads: usize,
+    /// Clients that train side by side.
+    pub clients: usize,
+}
+
+/// Bytes that this machine could give a process, where the system tells: Linux does.
+pub(crate) fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1 << 10)
 }
 
 /// No way of doing a step fits the budget.
@@ -108,7 +117,8 @@ impl Workload<'_> {
         let head = logits.max(hidden) + 4 * hidden + packed;
         let within = tokens * self.widest() * F32 + self.largest_pair() * F32;
         let threads = self.threads as u64 * self.thread();
-        let train = kept + head.max(within) + self.adapter() + threads + PACKED as u64;
+        let one = kept + head.max(within) + self.adapter();
+        let train = one * self.clients as u64 + threads + PACKED as u64;
         // A matrix is read as bytes, then as f32, before it is quantised.
         let load = match self.precision {
             Precision::F32 => 0,

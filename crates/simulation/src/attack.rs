@@ -176,24 +176,45 @@ impl<T> Hostile<T> {
     }
 }
 
+impl<T: Trainer> Hostile<T> {
+    /// What comes of training that gave `outcome`: something else, if the task's client is hostile.
+    fn turned(
+        &mut self,
+        task: &TrainingTask,
+        mut outcome: TrainingOutcome,
+    ) -> Result<TrainingOutcome, TrainError> {
+        let members = self.band.as_mut().filter(|band| band.members.contains(&task.client));
+        if let Some(band) = members {
+            let delta = band.delta(&mut self.inner, task, &outcome)?;
+            let changed = task.adapter.values().iter().zip(delta);
+            outcome.values = changed.map(|(x, change)| (f64::from(*x) + change) as f32).collect();
+        }
+        Ok(outcome)
+    }
+}
+
 impl<T: Trainer> Trainer for Hostile<T> {
     fn train(
         &mut self,
+        task: &TrainingTask,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<TrainingOutcome, TrainError> {
+        let outcome = self.inner.train(task, progress)?;
+        self.turned(task, outcome)
+    }
+
+    fn train_all(
+        &mut self,
         tasks: &[TrainingTask],
         progress: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
-        let mut outcomes = self.inner.train(tasks, progress)?;
-        let Some(band) = &mut self.band else { return Ok(outcomes) };
-        for (task, outcome) in tasks.iter().zip(&mut outcomes) {
-            if band.members.contains(&task.client) {
-                let delta = band.delta(&mut self.inner, task, outcome)?;
-                let before = task.adapter.values();
-                let after =
-                    before.iter().zip(delta).map(|(x, change)| (f64::from(*x) + change) as f32);
-                outcome.values = after.collect();
-            }
-        }
-        Ok(outcomes)
+    ) -> Vec<Result<TrainingOutcome, TrainError>> {
+        let outcomes = self.inner.train_all(tasks, progress);
+        let pairs = tasks.iter().zip(outcomes);
+        pairs.map(|(task, outcome)| self.turned(task, outcome?)).collect()
+    }
+
+    fn at_once(&self) -> usize {
+        self.inner.at_once()
     }
 }
 
@@ -240,12 +261,13 @@ impl Band {
         }
         let mut deltas = vec![own];
         let others = self.members.iter().filter(|client| **client != task.client);
-        for client in others.take(Hostile::<T>::COLLUDERS - 1) {
-            let task = TrainingTask { client: client.clone(), ..task.clone() };
-            match inner.train(std::slice::from_ref(&task), &mut |_| Control::Continue) {
-                Ok(outcomes) => {
-                    deltas.extend(outcomes.iter().map(|outcome| change(&task, outcome)))
-                }
+        let others = others.take(Hostile::<T>::COLLUDERS - 1);
+        let tasks: Vec<TrainingTask> =
+            others.map(|client| TrainingTask { client: client.clone(), ..task.clone() }).collect();
+        let outcomes = inner.train_all(&tasks, &mut |_| Control::Continue);
+        for (task, outcome) in tasks.iter().zip(outcomes) {
+            match outcome {
+                Ok(outcome) => deltas.push(change(task, &outcome)),
                 Err(TrainError::NoData | TrainError::Diverged { .. }) => {}
                 Err(error) => return Err(error),
             }

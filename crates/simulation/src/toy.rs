@@ -12,10 +12,10 @@ pub struct ToyTrainer;
 impl Trainer for ToyTrainer {
     fn train(
         &mut self,
-        tasks: &[TrainingTask],
+        task: &TrainingTask,
         _: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
-        Ok(tasks.iter().map(train).collect())
+    ) -> Result<TrainingOutcome, TrainError> {
+        Ok(train(task))
     }
 }
 

@@ -37,6 +37,8 @@ pub struct World<T, S = MemoryStore> {
     agenda: BinaryHeap<Reverse<(Time, Event)>>,
     /// Whether the agenda has [`Event::Look`].
     looking: bool,
+    /// What devices work on, by when they are done and index.
+    work: BTreeMap<(Time, usize), Work>,
     traffic: Traffic,
     /// What each device fetched since its last update that counts, in bytes, by index.
     unsettled: BTreeMap<usize, u64>,
@@ -49,8 +51,17 @@ pub struct World<T, S = MemoryStore> {
 enum Event {
     /// The device of this index acts.
     Act(usize),
+    /// Its training ends.
+    Trained(usize),
     /// Nobody was found who may come: it is time to look again.
     Look,
+}
+
+/// A training, of which nobody needs to know what it gives before it ends: until then, others begin
+/// that can be computed with it.
+struct Work {
+    task: Arc<TrainingTask>,
+    outcome: Option<Result<TrainingOutcome, TrainError>>,
 }
 
 /// How long nobody is looked for after nobody was found.
@@ -153,9 +164,19 @@ impl<T: Trainer, S: Store> World<T, S> {
             agenda.push(Reverse((arrives, Event::Act(index))));
         }
         let (seed, key) = (seed.clone(), SigningKey::from_secret(&[0; 32]));
-        let (now, looking) = (Time::default(), false);
-        let (traffic, unsettled) = (Traffic::default(), BTreeMap::new());
-        Self { server, crowd, seed, trainer, now, agenda, looking, traffic, unsettled, key }
+        Self {
+            server,
+            crowd,
+            seed,
+            trainer,
+            now: Time::default(),
+            agenda,
+            looking: false,
+            work: BTreeMap::new(),
+            traffic: Traffic::default(),
+            unsettled: BTreeMap::new(),
+            key,
+        }
     }
 
     /// Signs receipts with `key`.
@@ -203,11 +224,15 @@ impl<T: Trainer, S: Store> World<T, S> {
             match event {
                 Event::Look => self.looking = false,
                 Event::Act(index) => {
-                    if let Some(rest) = self.act(index)? {
+                    if let Some(rest) = self.act(index) {
                         // At least a millisecond, so that virtual time moves.
                         let next = self.now.after(rest.max(Duration::from_millis(1)));
                         self.agenda.push(Reverse((next, event)));
                     }
+                }
+                Event::Trained(index) => {
+                    let sending = self.trained(index, due)?;
+                    self.agenda.push(Reverse((self.now.after(sending), Event::Act(index))));
                 }
             }
         }
@@ -248,8 +273,8 @@ impl<T: Trainer, S: Store> World<T, S> {
         }
     }
 
-    /// Lets a device do one thing; gives how long that takes it, or none once it is gone.
-    fn act(&mut self, index: usize) -> Result<Option<Duration>, WorldError> {
+    /// Lets a device do one thing; gives how long that takes it, or none once it is gone or trains.
+    fn act(&mut self, index: usize) -> Option<Duration> {
         let now = self.now;
         let device = self.crowd.device(index);
         if device.draws.crashes() {
@@ -260,16 +285,16 @@ impl<T: Trainer, S: Store> World<T, S> {
         let action = device.next_action(now);
         let free = matches!(action, Action::CheckIn | Action::Wait(_));
         if free && !self.crowd.stays(index, now) {
-            return Ok(None);
+            return None;
         }
         match action {
-            Action::Stop(_) => return Ok(None),
-            Action::Wait(rest) => return Ok(Some(rest)),
+            Action::Stop(_) => return None,
+            Action::Wait(rest) => return Some(rest),
             Action::CheckIn => {
                 let reply = self.tell(index, &client, ServerInput::CheckIn);
-                return Ok(Some(self.checked_in(index, reply, latency)));
+                return Some(self.checked_in(index, reply, latency));
             }
-            Action::Fetch { version, .. } => return Ok(Some(latency + self.fetch(index, version))),
+            Action::Fetch { version, .. } => return Some(latency + self.fetch(index, version)),
             Action::AskStanding { run, round } => {
                 let question = ServerInput::Standing { run, round, payload_digest: None };
                 match self.tell(index, &client, question) {
@@ -278,7 +303,10 @@ impl<T: Trainer, S: Store> World<T, S> {
                     Ok(_) | Err(Unanswered::Rejected(_)) => self.bring_back(index, Input::Over),
                 }
             }
-            Action::Train(task) => return self.train(index, &task).map(Some),
+            Action::Train(task) => {
+                self.train(index, task);
+                return None;
+            }
             Action::Report(update) => self.report(index, &client, &update),
             Action::Decline { round, reason } => {
                 let told = self.tell(index, &client, ServerInput::Decline { round, reason });
@@ -287,7 +315,7 @@ impl<T: Trainer, S: Store> World<T, S> {
                 }
             }
         }
-        Ok(Some(latency))
+        Some(latency)
     }
 
     /// Brings a device the adapter of `version`; gives how long its bytes take.
@@ -340,34 +368,54 @@ impl<T: Trainer, S: Store> World<T, S> {
         latency
     }
 
-    fn train(&mut self, index: usize, task: &Arc<TrainingTask>) -> Result<Duration, WorldError> {
-        let nature = self.crowd.device(index).draws.nature;
-        let outcome = match nature.lot(&self.seed, task.plan.round, &task.client).fails {
-            true => Err(TrainError::Unsupported("training failed on this device".to_owned())),
-            false => self.outcome(task)?,
-        };
+    /// Begins a training.
+    fn train(&mut self, index: usize, task: Arc<TrainingTask>) {
+        let now = self.now;
+        let draws = &mut self.crowd.device(index).draws;
+        let fails = draws.nature.lot(&self.seed, task.plan.round, &task.client).fails;
+        let training = draws.training(task.plan.training.max_steps);
+        self.crowd.drain(index, now, training);
+        let done = now.after(training);
+        let failure = || TrainError::Unsupported("training failed on this device".to_owned());
+        let outcome = fails.then(|| Err(failure()));
+        self.work.insert((done, index), Work { task, outcome });
+        self.agenda.push(Reverse((done, Event::Trained(index))));
+    }
+
+    /// Brings a device what the training gave that ended at `done`; gives how long it sends its update.
+    fn trained(&mut self, index: usize, done: Time) -> Result<Duration, WorldError> {
+        let key = (done, index);
+        if self.work.get(&key).is_some_and(|work| work.outcome.is_none()) {
+            self.compute()?;
+        }
+        let outcome = self.work.remove(&key).and_then(|work| work.outcome);
+        let outcome = outcome.unwrap_or_else(|| unreachable!("the training was computed"));
         self.bring_back(index, Input::Trained(outcome));
         let now = self.now;
         let device = self.crowd.device(index);
-        let training = device.draws.training(task.plan.training.max_steps);
-        let sending = match device.next_action(now) {
+        Ok(match device.next_action(now) {
             Action::Report(update) => device.draws.sending(update.payload.bytes().len()),
             _ => Duration::ZERO,
-        };
-        self.crowd.drain(index, now, training);
-        Ok(training + sending)
+        })
     }
 
-    /// What training gives; that it gives nothing can be the device's own affair.
-    fn outcome(
-        &mut self,
-        task: &TrainingTask,
-    ) -> Result<Result<TrainingOutcome, TrainError>, WorldError> {
-        match self.trainer.train(std::slice::from_ref(task), &mut |_| Control::Continue) {
-            Ok(outcomes) => Ok(outcomes.into_iter().next().ok_or(TrainError::NoData)),
-            Err(error @ (TrainError::NoData | TrainError::Diverged { .. })) => Ok(Err(error)),
-            Err(error) => Err(WorldError::Training { client: task.client.clone(), error }),
+    /// Trains those who are done first, as many as the trainer has use for at once.
+    fn compute(&mut self) -> Result<(), WorldError> {
+        let waiting = self.work.values_mut().filter(|work| work.outcome.is_none());
+        let mut waiting: Vec<&mut Work> = waiting.take(self.trainer.at_once().max(1)).collect();
+        let tasks: Vec<TrainingTask> =
+            waiting.iter().map(|work| TrainingTask::clone(&work.task)).collect();
+        let outcomes = self.trainer.train_all(&tasks, &mut |_| Control::Continue);
+        for (work, outcome) in waiting.iter_mut().zip(outcomes) {
+            work.outcome = Some(match outcome {
+                // That training gives nothing can be the device's own affair.
+                Err(error @ (TrainError::Cancelled | TrainError::Unsupported(_))) => {
+                    return Err(WorldError::Training { client: work.task.client.clone(), error });
+                }
+                outcome => outcome,
+            });
         }
+        Ok(())
     }
 
     /// Sends a report. What does not arrive whole, or has no answer, is sent again.

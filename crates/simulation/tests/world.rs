@@ -120,16 +120,13 @@ impl Homing {
 impl Trainer for Homing {
     fn train(
         &mut self,
-        tasks: &[TrainingTask],
+        task: &TrainingTask,
         _: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
-        let train = |task: &TrainingTask| {
-            let values = task.adapter.values();
-            let target = Self::target(&task.client, values.len());
-            let values = values.iter().zip(target).map(|(x, target)| x + 0.02 * (target - x));
-            TrainingOutcome { values: values.collect(), num_examples: 1, tokens: 1, last_loss: 0.0 }
-        };
-        Ok(tasks.iter().map(train).collect())
+    ) -> Result<TrainingOutcome, TrainError> {
+        let values = task.adapter.values();
+        let target = Self::target(&task.client, values.len());
+        let values = values.iter().zip(target).map(|(x, target)| x + 0.02 * (target - x)).collect();
+        Ok(TrainingOutcome { values, num_examples: 1, tokens: 1, last_loss: 0.0 })
     }
 }
 

@@ -24,7 +24,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::experiment::Experiment;
 use crate::simulate::results::write_json;
-use crate::simulate::simulate;
+use crate::simulate::{Computing, simulate};
 use outcome::Outcome;
 use table::Comparison;
 
@@ -47,9 +47,8 @@ pub(crate) struct Args {
     /// Folder for the runs and the report. Runs that are complete there are not run again.
     #[arg(long)]
     out: PathBuf,
-    /// Computing threads; 0 for one on each core. They do not change the result.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    #[command(flatten)]
+    computing: Computing,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -114,7 +113,8 @@ fn outcome(args: &Args, (name, experiment): (&str, &Experiment), seed: u64) -> R
     eprintln!("{name}, seed {seed}");
     let folder = args.out.join(name).join(format!("seed-{seed}"));
     let experiment = experiment.clone().with_seed(seed);
-    simulate(&experiment, &folder, args.threads).with_context(|| format!("{name}, seed {seed}"))?;
+    simulate(&experiment, &folder, args.computing)
+        .with_context(|| format!("{name}, seed {seed}"))?;
     Outcome::read(&folder)
 }
 

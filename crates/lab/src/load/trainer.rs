@@ -60,18 +60,15 @@ impl NoiseTrainer {
 impl Trainer for NoiseTrainer {
     fn train(
         &mut self,
-        tasks: &[TrainingTask],
+        task: &TrainingTask,
         _: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
-        let train = |task: &TrainingTask| {
-            let outcome = self.outcome(task);
-            let fate = self.mishaps.fate(task.plan.round, &task.client);
-            if fate.fault == Some(Fault::Repeat) {
-                let pending = encode_update(task, &outcome, None)?;
-                self.kept.put(&task.client, Arc::unwrap_or_clone(pending.update));
-            }
-            Ok(outcome)
-        };
-        tasks.iter().map(train).collect()
+    ) -> Result<TrainingOutcome, TrainError> {
+        let outcome = self.outcome(task);
+        let fate = self.mishaps.fate(task.plan.round, &task.client);
+        if fate.fault == Some(Fault::Repeat) {
+            let pending = encode_update(task, &outcome, None)?;
+            self.kept.put(&task.client, Arc::unwrap_or_clone(pending.update));
+        }
+        Ok(outcome)
     }
 }

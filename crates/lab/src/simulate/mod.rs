@@ -59,19 +59,30 @@ pub(crate) struct Args {
     /// Another seed than the file's.
     #[arg(long)]
     seed: Option<u64>,
-    /// Computing threads; 0 for one on each core. They do not change the result.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    #[command(flatten)]
+    computing: Computing,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+}
+
+/// How a simulation uses the machine. Nothing of it changes a result.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct Computing {
+    /// Computing threads; 0 for one on each core. They do not change the result.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Train one client at a time on all threads, instead of several side by side. It does not change
+    /// the result.
+    #[arg(long)]
+    pub sequential: bool,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let experiment = Experiment::read(&args.experiment)?;
     let seed = args.seed.unwrap_or(experiment.run.seed);
-    let summary = simulate(&experiment.with_seed(seed), &args.out, args.threads)?;
+    let summary = simulate(&experiment.with_seed(seed), &args.out, args.computing)?;
     match args.json {
         true => say(&serde_json::to_string(&summary)?),
         false => say(&describe(&summary, &args.out)),
@@ -86,7 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// # Errors
 /// Settings, a model or texts that cannot be used, a folder of another experiment, or a disk that
 /// fails.
-pub fn simulate(experiment: &Experiment, out: &Path, threads: usize) -> Result<Summary> {
+pub fn simulate(experiment: &Experiment, out: &Path, computing: Computing) -> Result<Summary> {
     let started = Instant::now();
     let _held = hold(out)?;
     claim(out, experiment)?;
@@ -95,7 +106,7 @@ pub fn simulate(experiment: &Experiment, out: &Path, threads: usize) -> Result<S
         let text = fs::read_to_string(&summary)?;
         return serde_json::from_str(&text).with_context(|| summary.display().to_string());
     }
-    let mut stage = Stage::set(experiment, out, threads)?;
+    let mut stage = Stage::set(experiment, out, computing)?;
     let recorder = stage.run(experiment, out)?;
     let (result, clients) = recorder.finish(&mut stage)?;
     let mut table = results::Table::create(out, "clients")?;
@@ -103,14 +114,13 @@ pub fn simulate(experiment: &Experiment, out: &Path, threads: usize) -> Result<S
     table.flush()?;
     stage.export(experiment, &out.join(ADAPTER_DIR))?;
     let seconds = started.elapsed().as_secs_f64();
-    let threads = stage.threads;
     let team = stage.team();
     let wall = Wall {
         seconds,
         seconds_to_first_step: team.first_step.map(|at| (at - started).as_secs_f64()),
         trainings: team.computed,
         trainings_per_s: team.computed as f64 / seconds,
-        threads,
+        threads: computing.threads,
         peak_rss_mib: Usage::of(std::process::id()).ok().map(|usage| usage.peak_mib),
     };
     write_json(&out.join(WALL_FILE), &wall)?;
@@ -146,13 +156,13 @@ struct Stage {
     people: Arc<People>,
     /// How many clients are hostile.
     hostile: usize,
-    threads: usize,
     /// What `run.compression = "auto"` chose.
     choice: Option<Choice>,
 }
 
 impl Stage {
-    fn set(experiment: &Experiment, out: &Path, threads: usize) -> Result<Self> {
+    fn set(experiment: &Experiment, out: &Path, computing: Computing) -> Result<Self> {
+        let Computing { threads, sequential } = computing;
         let base = Base::open(&experiment.model.dir, BaseOptions::default())?;
         let layout = Arc::new(Layout::new(&base.local.config, &experiment.lora)?);
         let corpus = Corpus::read(&experiment.data, &base)?;
@@ -164,10 +174,9 @@ impl Stage {
         let state = RunState::first(&config, Arc::clone(&layout));
         let coordinator = Coordinator::new(config, layout, state)?;
 
-        let mut journal = Journal::open(&out.join(JOURNAL))?;
-        journal.result(begun.as_bytes(), || Ok(Vec::new()))?;
+        let journal = Journal::open(&out.join(JOURNAL), begun.as_bytes())?;
 
-        let options = TrainerOptions { threads, ..TrainerOptions::default() };
+        let options = TrainerOptions { threads, sequential, ..TrainerOptions::default() };
         let trainer = LocalTrainer::new(Arc::clone(&base.model), options)?;
         let (hostile, updates) = (people.hostile(experiment), experiment.updates_of_a_round());
         let flips = experiment.attack.filter(|attack| attack.kind == AttackKind::LabelFlip {});
@@ -186,7 +195,7 @@ impl Stage {
         let roster = Roster { people: Arc::clone(&people), model: base.local.clone(), trace };
         let world = World::populated(coordinator, roster, team, behaviour, &seed);
         let judge = Judge::new(experiment, base, Arc::clone(&people), threads)?;
-        Ok(Self { world, judge, people, hostile: count, threads, choice })
+        Ok(Self { world, judge, people, hostile: count, choice })
     }
 
     /// Runs to the end, and tells every round.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use floret_core::{ClientId, Round};
 use floret_device::{Control, Progress, TrainError, Trainer, TrainingOutcome, TrainingTask};
-use floret_model::LocalTrainer;
+use floret_model::{LocalData, LocalTrainer};
 
 use super::journal::Journal;
 use crate::people::People;
@@ -29,7 +29,7 @@ pub(super) struct Flips {
     pub(super) vocabulary: usize,
 }
 
-/// Trains clients one after another.
+/// Trains clients.
 #[derive(Debug)]
 pub(super) struct Team {
     people: Arc<People>,
@@ -55,50 +55,90 @@ impl Team {
         Self { people, trainer, flips, journal, trained, first_step: None, computed: 0 }
     }
 
-    fn train_one(&mut self, task: &TrainingTask) -> Result<Result<TrainingOutcome, TrainError>> {
-        let TrainingTask { client, plan, adapter, .. } = task;
-        let key = format!("train {} {client} {}", plan.round, adapter.digest());
-        let Self { people, trainer, flips, journal, first_step, computed, .. } = self;
-        let compute = || {
-            let index = people.index(client).with_context(|| format!("nobody is {client}"))?;
-            let data = people.data(index);
-            let flips = flips.as_ref().filter(|flips| flips.clients.contains(client));
-            let data = match flips {
-                Some(flips) => data.with_flipped_targets(flips.vocabulary),
-                None => data,
+    /// Trains those of `tasks` that the journal does not have, all at once.
+    fn train_missing(
+        &mut self,
+        tasks: &[TrainingTask],
+    ) -> Result<Vec<Result<TrainingOutcome, TrainError>>> {
+        let (mut outcomes, mut missing) = (Vec::with_capacity(tasks.len()), Vec::new());
+        for task in tasks {
+            let old = self.journal.old_result(key(task).as_bytes())?;
+            if old.is_none() {
+                self.trainer.insert(task.client.clone(), self.data(&task.client)?);
+                missing.push(task.clone());
+            }
+            let decoded = |bytes: Vec<u8>| {
+                decode(&bytes).context("the journal holds a training that is none: remove it")
             };
-            trainer.insert(client.clone(), data);
-            let mut watch = |_: Progress| {
-                first_step.get_or_insert_with(Instant::now);
-                Control::Continue
-            };
-            let outcomes = trainer.train(std::slice::from_ref(task), &mut watch);
-            trainer.remove(client);
-            *computed += 1;
-            let outcome = outcomes.map(|mut outcomes| outcomes.remove(0));
-            encode(&outcome)
+            outcomes.push(old.map(decoded).transpose()?);
+        }
+        let first_step = &mut self.first_step;
+        let mut watch = |_: Progress| {
+            first_step.get_or_insert_with(Instant::now);
+            Control::Continue
         };
-        let bytes = journal.result(key.as_bytes(), compute)?;
-        decode(&bytes).context("the journal holds a training that is none: remove it")
+        let trained = self.trainer.train_all(&missing, &mut watch);
+        let places = outcomes.iter_mut().filter(|outcome| outcome.is_none());
+        for (place, (task, outcome)) in places.zip(missing.iter().zip(trained)) {
+            self.trainer.remove(&task.client);
+            self.computed += 1;
+            self.journal.add(key(task).as_bytes(), &encode(&outcome)?)?;
+            *place = Some(outcome);
+        }
+        Ok(outcomes.into_iter().flatten().collect())
     }
+
+    fn data(&self, client: &ClientId) -> Result<LocalData> {
+        let index = self.people.index(client).with_context(|| format!("nobody is {client}"))?;
+        let data = self.people.data(index);
+        let flips = self.flips.as_ref().filter(|flips| flips.clients.contains(client));
+        Ok(match flips {
+            Some(flips) => data.with_flipped_targets(flips.vocabulary),
+            None => data,
+        })
+    }
+}
+
+/// What the journal knows a training by.
+fn key(task: &TrainingTask) -> String {
+    format!("train {} {} {}", task.plan.round, task.client, task.adapter.digest())
 }
 
 impl Trainer for Team {
     fn train(
         &mut self,
+        task: &TrainingTask,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<TrainingOutcome, TrainError> {
+        let mut outcomes = self.train_all(std::slice::from_ref(task), progress);
+        outcomes.pop().unwrap_or_else(|| unreachable!("each task has its result"))
+    }
+
+    fn train_all(
+        &mut self,
         tasks: &[TrainingTask],
         _: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<Vec<TrainingOutcome>, TrainError> {
-        let mut train = |task: &TrainingTask| {
-            let failed = |error: anyhow::Error| TrainError::Unsupported(format!("{error:#}"));
-            let outcome = self.train_one(task).map_err(failed)??;
-            let TrainingOutcome { tokens, last_loss, .. } = outcome;
-            let norm = distance(&outcome.values, task.adapter.values());
-            let key = (task.plan.round, task.client.clone());
-            self.trained.insert(key, Trained { tokens, last_loss, norm });
-            Ok(outcome)
+    ) -> Vec<Result<TrainingOutcome, TrainError>> {
+        let outcomes = match self.train_missing(tasks) {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                let error = TrainError::Unsupported(format!("{error:#}"));
+                return vec![Err(error); tasks.len()];
+            }
         };
-        tasks.iter().map(&mut train).collect()
+        for (task, outcome) in tasks.iter().zip(&outcomes) {
+            if let Ok(TrainingOutcome { values, tokens, last_loss, .. }) = outcome {
+                let norm = distance(values, task.adapter.values());
+                let key = (task.plan.round, task.client.clone());
+                let trained = Trained { tokens: *tokens, last_loss: *last_loss, norm };
+                self.trained.insert(key, trained);
+            }
+        }
+        outcomes
+    }
+
+    fn at_once(&self) -> usize {
+        self.trainer.at_once()
     }
 }
 

@@ -60,8 +60,10 @@ fn the_same_task_gives_the_same_bits_on_any_number_of_threads() {
     let train = |threads, tasks| {
         let (task, mut trainer) = task_and_trainer(on_threads(threads));
         let tasks = vec![task; tasks];
-        trainer.train(&tasks, &mut |_| Control::Continue).unwrap()
+        let outcomes = trainer.train_all(&tasks, &mut |_| Control::Continue);
+        outcomes.into_iter().collect::<Result<Vec<_>, _>>().unwrap()
     };
+    // Two side by side, each on one thread; one on three.
     let [one, two, again] = [train(1, 1), train(2, 2), train(3, 1)];
     assert!(one[0].last_loss < 100.0 && one[0].tokens > 1000 && one[0].num_examples == 108);
     let bits = |outcome: &TrainingOutcome| -> Vec<u32> {
@@ -77,7 +79,7 @@ fn the_same_task_gives_the_same_bits_on_any_number_of_threads() {
 fn progress_is_reported_and_can_cancel() {
     let (task, mut trainer) = task_and_trainer(on_threads(1));
     let mut seen = Vec::new();
-    let result = trainer.train(&[task], &mut |progress| {
+    let result = trainer.train(&task, &mut |progress| {
         seen.push((progress.task, progress.step, progress.steps));
         if progress.step == 2 { Control::Cancel } else { Control::Continue }
     });
@@ -89,7 +91,7 @@ fn progress_is_reported_and_can_cancel() {
 fn an_unknown_client_has_no_data() {
     let (mut task, mut trainer) = task_and_trainer(on_threads(1));
     task.client = "stranger".parse().unwrap();
-    assert_eq!(trainer.train(&[task], &mut |_| Control::Continue), Err(TrainError::NoData));
+    assert_eq!(trainer.train(&task, &mut |_| Control::Continue), Err(TrainError::NoData));
 }
 
 #[test]
@@ -97,12 +99,11 @@ fn every_way_of_doing_a_step_ends_in_nearly_the_same_adapter() {
     let (mut task, mut trainer) = task_and_trainer(on_threads(1));
     // So large that AdamW does not blow up what rounding makes of tiny gradients.
     task.plan.training.epsilon = 1e-3;
-    let tasks = [task];
     let mut train = |memory_budget: Option<u64>, recompute: bool| {
         trainer.options = TrainerOptions { memory_budget, recompute, ..on_threads(1) };
-        let way = trainer.step_plan(&tasks[0].plan)?;
-        let outcomes = trainer.train(&tasks, &mut |_| Control::Continue)?;
-        Ok::<_, TrainError>((way, outcomes[0].values.clone()))
+        let way = trainer.step_plan(&task.plan)?;
+        let outcome = trainer.train(&task, &mut |_| Control::Continue)?;
+        Ok::<_, TrainError>((way, outcome.values))
     };
     let (fastest, want) = train(None, false).unwrap();
     let recomputed = train(None, true).unwrap();
@@ -113,7 +114,7 @@ fn every_way_of_doing_a_step_ends_in_nearly_the_same_adapter() {
             assert!((x - y).abs() < 1e-4, "{way:?}: {x} {y}");
         }
     }
-    let moved = want.iter().zip(tasks[0].adapter.values()).map(|(after, before)| after - before);
+    let moved = want.iter().zip(task.adapter.values()).map(|(after, before)| after - before);
     assert!(moved.fold(0.0f32, |most, by| most.max(by.abs())) > 1e-3);
 }
 
@@ -121,8 +122,26 @@ fn every_way_of_doing_a_step_ends_in_nearly_the_same_adapter() {
 fn a_budget_that_nothing_fits_is_refused_before_training() {
     let options = TrainerOptions { memory_budget: Some(1 << 20), ..on_threads(1) };
     let (task, mut trainer) = task_and_trainer(options);
-    let refused = trainer.train(&[task], &mut |_| panic!("a step was done")).unwrap_err();
+    let refused = trainer.train(&task, &mut |_| panic!("a step was done")).unwrap_err();
     assert!(matches!(refused, TrainError::Unsupported(_)));
     let refused = refused.to_string();
     assert!(refused.contains("memory_budget_mib allows 1 MiB"), "{refused}");
+}
+
+#[test]
+fn as_many_train_side_by_side_as_threads_and_memory_permit() {
+    let width = |threads, memory_budget: Option<u64>, sequential, tasks| {
+        let options = TrainerOptions { memory_budget, sequential, ..on_threads(threads) };
+        let (task, trainer) = task_and_trainer(options);
+        trainer.width(&vec![task; tasks])
+    };
+    assert_eq!(width(3, None, false, 10), 3);
+    assert_eq!(width(3, None, false, 2), 2);
+    assert_eq!(width(3, None, true, 10), 1);
+    let (task, trainer) = task_and_trainer(on_threads(3));
+    let way = StepPlan::fastest(task.plan.training.batch_size as usize);
+    let needs = |clients| trainer.workload(&task.plan, clients).estimate(&way);
+    assert!(needs(3) > needs(2) && needs(2) > needs(1));
+    assert_eq!(width(3, Some(needs(2)), false, 10), 2);
+    assert_eq!(width(3, Some(needs(2) - 1), false, 10), 1);
 }

@@ -22,10 +22,12 @@ struct Shelf {
 #[derive(Default)]
 struct Pool {
     leases: usize,
+    /// Calls of [`trim`] since it last freed some.
+    asked: usize,
     shelves: BTreeMap<usize, Shelf>,
 }
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { leases: 0, shelves: BTreeMap::new() });
+static POOL: Mutex<Pool> = Mutex::new(Pool { leases: 0, asked: 0, shelves: BTreeMap::new() });
 
 fn pool<R>(f: impl FnOnce(&mut Pool) -> R) -> R {
     f(&mut POOL.lock().unwrap_or_else(PoisonError::into_inner))
@@ -46,6 +48,11 @@ impl Pool {
     }
 
     fn trim(&mut self) {
+        self.asked += 1;
+        if self.asked < self.leases {
+            return;
+        }
+        self.asked = 0;
         self.shelves.retain(|_, shelf| {
             shelf.free.truncate(shelf.free.len() - shelf.spare);
             shelf.spare = shelf.free.len();
@@ -89,7 +96,8 @@ pub(crate) fn keep(buffer: Vec<f32>) {
     }
 }
 
-/// Frees the buffers that were not needed since this was last called.
+/// Frees the buffers that were not needed since it last did; every holder of a lease calls it at each
+/// step, and when it was called as often as there are holders, all of them have done one.
 pub(crate) fn trim() {
     pool(Pool::trim);
 }

@@ -9,6 +9,7 @@ fn workload<'a>(model: &'a ModelConfig, lora: &'a LoraConfig) -> Workload<'a> {
         batch_size: 8,
         sequence_length: 64,
         threads: 1,
+        clients: 1,
     }
 }
 
