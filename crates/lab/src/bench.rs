@@ -1,6 +1,8 @@
-//! `floret-lab bench`: how fast this machine trains, generates and compresses, and in how much memory.
+//! `floret-lab bench`: how fast this machine trains, generates, compresses and simulates, and in how much
+//! memory.
 
 mod compression;
+mod simulation;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -34,6 +36,8 @@ pub(crate) enum Command {
     Generate(GenerateArgs),
     /// Encoding of deltas, and decoding and adding them, on one core.
     Compression(compression::CompressionArgs),
+    /// Rounds of a simulated population.
+    Simulation(simulation::SimulationArgs),
 }
 
 #[derive(Debug, Args)]
@@ -116,10 +120,12 @@ pub(crate) struct GenerateArgs {
 
 /// Runs the command.
 pub(crate) fn run(command: &Command) -> Result<()> {
+    let started = Instant::now();
     let (json, result) = match command {
         Command::Step(args) => (args.model.json, step(args)?),
         Command::Generate(args) => (args.model.json, generate(args)?),
         Command::Compression(args) => (args.json, compression::run(args)?),
+        Command::Simulation(args) => (args.model.json, simulation::run(args, started)?),
     };
     if !json {
         print_table(&result);

@@ -144,6 +144,13 @@ impl Document {
     }
 }
 
+impl FromIterator<(u32, bool)> for Document {
+    /// Tokens as they are, each with whether the loss counts it.
+    fn from_iter<T: IntoIterator<Item = (u32, bool)>>(tokens: T) -> Self {
+        Self(tokens.into_iter().collect())
+    }
+}
+
 /// The documents one after another, cut into sequences of `length` tokens; the last may be
 /// shorter, and is padded when it becomes part of a batch. A piece without a token to learn is
 /// left out.
