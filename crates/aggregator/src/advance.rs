@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::config::Aggregation;
+use crate::refactor::refactor;
 use crate::server_optimizer::Moments;
 
 /// Where a round begins.
@@ -73,7 +74,12 @@ pub fn advance(
     }
     let compression = aggregation.download_compression;
     if compression.is_none() {
-        let adapter = Adapter::new(Arc::clone(layout), values)?;
+        let mut adapter = Adapter::new(Arc::clone(layout), values)?;
+        if aggregation.refactor {
+            let mut values = adapter.values().to_vec();
+            refactor(layout, &mut values);
+            adapter = Adapter::new(Arc::clone(layout), values)?;
+        }
         return Ok(After { adapter, moments, unsent: None, step: None });
     }
     let mut wanted: Vec<f32> = values.iter().zip(start).map(|(end, start)| end - start).collect();

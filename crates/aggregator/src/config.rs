@@ -16,6 +16,7 @@ pub use crate::mode::{BufferedConfig, Mode};
 use crate::server_optimizer::ServerOptimizer;
 
 mod compression;
+mod refactor;
 
 /// Settings of one run.
 #[derive(Debug, Clone, PartialEq)]
@@ -121,6 +122,10 @@ pub struct Aggregation {
     /// Whether each round measures how far the mean of factors is from the mean of their products.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub measure_residual: bool,
+    /// Whether each version's factors become those of their product's singular value decomposition, where
+    /// B alone trains: FedSVD.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub refactor: bool,
     /// Most memory, in bytes, for the deltas of a round that are needed at once. It changes no result,
     /// and so is not written with the settings.
     #[serde(skip_serializing)]
@@ -141,6 +146,7 @@ impl Default for Aggregation {
             combine: None,
             zero_padding: false,
             measure_residual: false,
+            refactor: false,
             max_buffered_bytes: 1 << 30,
             server_optimizer: ServerOptimizer::default(),
             download_compression: Compression::None,
@@ -231,6 +237,7 @@ impl RunConfig {
         }
         self.validate_training()?;
         self.validate_compression()?;
+        self.validate_refactor()?;
         self.validate_timing()?;
         self.validate_aggregation()
     }

@@ -12,7 +12,8 @@
 //! - [`coordinator`]: the state machine; [`phase`] holds one file for each phase
 //! - [`message`]: what goes in and what comes out
 //! - [`clipped`]: the only form in which a delta is ever summed
-//! - [`combine`], [`server_optimizer`]: the two axes of a strategy; [`advance`]: what they lead to
+//! - [`combine`], [`server_optimizer`]: the two axes of a strategy; [`advance`]: what they lead to;
+//!   [`mod@refactor`]: other factors of the same product
 //! - [`state`], [`store`]: what outlives a round, and where it is kept
 //! - [`steps`]: what leads from an adapter that a device holds to the current one
 //! - [`ledger`]: what is on the record; [`concerns`]: what people should hear of
@@ -28,6 +29,7 @@ pub mod ledger;
 pub mod message;
 pub mod mode;
 pub mod phase;
+pub mod refactor;
 pub mod sections;
 pub mod server_optimizer;
 pub mod state;

@@ -84,3 +84,26 @@ fn a_frozen_factor_leaves_no_residual() {
         }
     }
 }
+
+/// FedSVD: B alone is sent, and A's rows are orthonormal after each version.
+#[test]
+fn where_factors_are_replaced_nobody_sends_a_and_it_moves() {
+    let mut config = everyone();
+    config.training.freeze = Freeze::A;
+    let plain = simulate(config.clone(), &[2], 1);
+    config.aggregation.refactor = true;
+    let first = RunState::first(&config, plain.coordinator.layout().clone()).adapter;
+    let ending = simulate(config, &[2], 1);
+    let after = &ending.coordinator.state().adapter;
+    for [a, _] in after.layout().pairs() {
+        let (rows, before) = (&after.values()[a.range()], &first.values()[a.range()]);
+        assert_ne!(rows, before);
+        assert_eq!(&plain.coordinator.state().adapter.values()[a.range()], before);
+        let row = |at: usize| rows.chunks_exact(a.shape[1]).nth(at).unwrap();
+        for (x, y) in [(0, 0), (1, 1), (0, 1)] {
+            let dot: f32 = row(x).iter().zip(row(y)).map(|(x, y)| x * y).sum();
+            let want = if x == y { 1.0 } else { 0.0 };
+            assert!((dot - want).abs() < 1e-5, "rows {x} and {y} of {}: {dot}", a.name);
+        }
+    }
+}

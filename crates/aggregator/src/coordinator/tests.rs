@@ -538,6 +538,23 @@ fn forbidden_settings_are_named() {
             "aggregation.zero_padding",
         ),
         (
+            RunConfig { aggregation: Aggregation { refactor: true, ..aggregation }, ..config() },
+            "aggregation.refactor is true: use false, or training.freeze",
+        ),
+        (refactored(|config| config.error_feedback = 0.5), "run.error_feedback = 0"),
+        (
+            refactored(|config| config.aggregation.download_compression = Compression::Int8),
+            "download_compression = \"none\"",
+        ),
+        (
+            refactored(|config| config.aggregation.server_optimizer.momentum = 0.5),
+            "aggregation.refactor is true: use false with a momentum",
+        ),
+        (
+            refactored(|config| config.mode = Mode::Buffered(BufferedConfig::default())),
+            "aggregation.refactor is true: use false with run.mode",
+        ),
+        (
             RunConfig {
                 compression: "sparse5%".parse().unwrap(),
                 ..trains(TrainingConfig { nested_ranks: true, ..TrainingConfig::default() })
@@ -591,6 +608,17 @@ fn forbidden_settings_are_named() {
         assert!(error.contains(word), "{word}: {error}");
     }
     assert!(config().validate().is_ok() && buffered(good).validate().is_ok());
+}
+
+/// FedSVD, and then what `change` makes of it.
+fn refactored(change: impl FnOnce(&mut RunConfig)) -> RunConfig {
+    let compression = "sparse5%".parse().unwrap();
+    let mut config = RunConfig { compression, error_feedback: 0.0, ..config() };
+    config.training.freeze = Freeze::A;
+    config.aggregation.refactor = true;
+    config.validate().unwrap();
+    change(&mut config);
+    config
 }
 
 fn linear(text: &str, config: RunConfig) -> RunConfig {
