@@ -69,8 +69,15 @@ pub fn advance(
     let (start, layout) = (before.adapter.values(), before.adapter.layout());
     let optimizer = aggregation.server_optimizer;
     let (mut values, moments) = optimizer.step(start, before.moments, delta, before.held);
-    if let Some(unsent) = before.unsent {
-        values.iter_mut().zip(unsent).for_each(|(value, rest)| *value += rest);
+    // What waits for places that stay as they are goes on waiting.
+    let mut waits = before.unsent.map(|_| vec![0.0; values.len()]);
+    if let (Some(unsent), Some(waits)) = (before.unsent, &mut waits) {
+        let mut sent = unsent.to_vec();
+        for places in before.held {
+            waits[places.clone()].copy_from_slice(&unsent[places.clone()]);
+            sent[places.clone()].fill(0.0);
+        }
+        values.iter_mut().zip(sent).for_each(|(value, rest)| *value += rest);
     }
     let compression = aggregation.download_compression;
     if compression.is_none() {
@@ -80,7 +87,8 @@ pub fn advance(
             refactor(layout, &mut values);
             adapter = Adapter::new(Arc::clone(layout), values)?;
         }
-        return Ok(After { adapter, moments, unsent: None, step: None });
+        let unsent = waits.filter(|waits| waits.iter().any(|value| *value != 0.0));
+        return Ok(After { adapter, moments, unsent, step: None });
     }
     let mut wanted: Vec<f32> = values.iter().zip(start).map(|(end, start)| end - start).collect();
     before.held.iter().for_each(|places| wanted[places.clone()].fill(0.0));
@@ -90,11 +98,8 @@ pub fn advance(
     let Ok(sent) = step.decode(layout) else { unreachable!("what was encoded here decodes here") };
     let mut unsent: Vec<f32> =
         wanted.iter().zip(&sent).map(|(wanted, sent)| wanted - sent).collect();
-    if let Some(earlier) = before.unsent {
-        let wait = |places: &Range<usize>| {
-            unsent[places.clone()].copy_from_slice(&earlier[places.clone()]);
-        };
-        before.held.iter().for_each(wait);
+    if let Some(waits) = waits {
+        unsent.iter_mut().zip(waits).for_each(|(unsent, waits)| *unsent += waits);
     }
     let adapter = before.adapter.plus(&sent)?;
     Ok(After { adapter, moments, unsent: Some(unsent), step: Some(step) })
@@ -190,6 +195,13 @@ mod tests {
                 assert_eq!(next.unsent.as_ref().unwrap()[place], unsent.unwrap()[place]);
             }
         }
+        // Also when steps are not encoded any more.
+        let last = advance(before, &aggregation(Compression::None), Round(4), &delta(4)).unwrap();
+        for place in held.iter().flat_map(Clone::clone) {
+            assert_eq!(last.adapter.values()[place], adapter.values()[place]);
+            assert_eq!(last.unsent.as_ref().unwrap()[place], unsent.unwrap()[place]);
+        }
+        assert!(last.unsent.unwrap()[..10].iter().all(|value| *value == 0.0));
     }
 
     proptest! {

@@ -49,9 +49,21 @@ pub fn choose(config: &RunConfig, values: usize, population: Option<u64>) -> Cho
     } else if training.nested_ranks {
         let reason = "with nested ranks, a device's rank shows in which values it changed";
         (Compression::Int8, Compression::None, reason.to_owned())
+    } else if config.aggregation.refactor {
+        let reason =
+            "with aggregation.refactor, what is left for later would belong to other factors";
+        (Compression::Int8, Compression::None, reason.to_owned())
+    } else if config.error_feedback == 0.0 && !training.freeze.is_none() {
+        let reason = "with a frozen factor and without error feedback, nothing smaller is right in \
+                      expectation";
+        (Compression::Int8, sparse(50), reason.to_owned())
     } else if !training.freeze.is_none() {
         let reason = "with a frozen factor, only the places that train are worth their bits";
         (sparse(50), sparse(50), reason.to_owned())
+    } else if config.error_feedback == 0.0 {
+        let reason = "without error feedback, what an update leaves out would be lost, but for an \
+                      encoding that is right in expectation";
+        (bits(1, 1), sparse(150), reason.to_owned())
     } else if rare {
         let of = match population {
             0 => "an unknown number of".to_owned(),
@@ -157,7 +169,7 @@ mod tests {
     use floret_core::scope::Freeze;
 
     use super::*;
-    use crate::config::CohortConfig;
+    use crate::config::{Aggregation, CohortConfig};
     use crate::coordinator::tests::config;
 
     const LARGE: usize = 1_000_000;
@@ -183,6 +195,13 @@ mod tests {
         let training = TrainingConfig { freeze: Freeze::A, ..TrainingConfig::default() };
         let frozen = RunConfig { training, ..config.clone() };
         assert_eq!(chosen(&frozen, LARGE, Some(10)), ["sparse5%", "sparse5%"]);
+        let lossy = RunConfig { error_feedback: 0.0, ..config.clone() };
+        assert_eq!(chosen(&lossy, LARGE, Some(10)), ["bits1", "sparse15%"]);
+        let lossy = RunConfig { error_feedback: 0.0, ..frozen.clone() };
+        assert_eq!(chosen(&lossy, LARGE, Some(10)), ["int8", "sparse5%"]);
+        let aggregation = Aggregation { refactor: true, ..config.aggregation };
+        let replaced = RunConfig { aggregation, ..frozen };
+        assert_eq!(chosen(&replaced, LARGE, Some(10)), ["int8", "none"]);
         let training = TrainingConfig { nested_ranks: true, ..TrainingConfig::default() };
         assert_eq!(chosen(&RunConfig { training, ..config }, LARGE, Some(10)), ["int8", "none"]);
     }

@@ -89,6 +89,27 @@ fn the_same_seed_gives_the_same_files_for_any_number_of_threads_and_after_kills(
     assert!(!other.status.success());
 }
 
+/// What they send together depends on none of them, and on no order.
+#[test]
+fn colluding_clients_end_in_the_same_files_for_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut experiment = Experiment::read(&experiment()).unwrap();
+    experiment.run.rounds = 2;
+    experiment.evaluation.personal_steps = 0;
+    let kind = AttackKind::LittleIsEnough { z: Some(1.0) };
+    experiment.attack = Some(Attack { share: 0.5, kind });
+    let run = |name: &str, computing| {
+        let out = folder.path().join(name);
+        simulate_in_process(&experiment, &out, computing).unwrap();
+        files(&out)
+    };
+    let want = run("one", Computing { threads: 1, sequential: true });
+    for threads in [2, 4] {
+        let got = run(&threads.to_string(), Computing { threads, sequential: false });
+        assert!(got == want, "{threads} threads");
+    }
+}
+
 #[test]
 fn hostile_clients_do_what_the_experiment_says() {
     let folder = tempfile::tempdir().unwrap();

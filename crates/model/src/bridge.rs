@@ -9,7 +9,6 @@ use floret_device::{Control, Progress, TrainError, Trainer, TrainingOutcome, Tra
 
 use crate::data::LocalData;
 use crate::device::cpu;
-use crate::kernels::pool;
 use crate::memory::{self, StepPlan, Workload};
 use crate::side_by_side::{Told, side_by_side};
 use crate::threads::{NoThreads, Threads};
@@ -153,6 +152,14 @@ impl Trainer for LocalTrainer {
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Vec<Result<TrainingOutcome, TrainError>> {
         let width = self.width(tasks);
+        if width == 1 {
+            let train = |(index, task): (usize, &TrainingTask)| {
+                self.train_on(&self.threads, task, &mut |step| {
+                    progress(Progress { task: index, ..step })
+                })
+            };
+            return tasks.iter().enumerate().map(train).collect();
+        }
         if self.workers.len() != width {
             let each = self.threads.count() / width;
             match (0..width).map(|_| Threads::new(each)).collect() {
@@ -163,16 +170,15 @@ impl Trainer for LocalTrainer {
                 }
             }
         }
-        let _buffers = pool::Lease::new();
         let job = |threads: &Threads, index: usize, told: Told<'_>| {
             self.train_on(threads, &tasks[index], told)
         };
         side_by_side(&self.workers, tasks.len(), &job, progress)
     }
 
-    /// A few for each thread: whoever is done early goes on with another.
+    /// One for each thread, so that no more is at work, and lost with the process, than can be done at once.
     fn at_once(&self) -> usize {
-        if self.options.sequential { 1 } else { 4 * self.threads.count() }
+        if self.options.sequential { 1 } else { self.threads.count() }
     }
 }
 

@@ -66,11 +66,18 @@ pub struct Workload<'a> {
     pub clients: usize,
 }
 
-/// Bytes that this machine could give a process, where the system tells: Linux does.
+/// Bytes that this machine, or the container that it runs in, could give a process, where the system
+/// tells: Linux does.
 pub(crate) fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1 << 10)
+    let free = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1 << 10)?;
+    let of_container = |file: &str| -> Option<u64> {
+        std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse().ok()
+    };
+    let limit = of_container("memory.max").zip(of_container("memory.current"));
+    let left = limit.map_or(u64::MAX, |(most, held)| most.saturating_sub(held));
+    Some(free.min(left))
 }
 
 /// No way of doing a step fits the budget.

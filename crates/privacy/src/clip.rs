@@ -93,6 +93,18 @@ mod tests {
     }
 
     #[test]
+    fn vectors_of_any_width_give_the_same_bits() {
+        let mut values: Vec<f32> = (0..1003).map(|at| (at as f32 * 0.7).sin()).collect();
+        (values[3], values[4]) = (1e30, 1e-42);
+        let sum = Arch::new().dispatch(SumOfSquares(&values));
+        assert_eq!(sum.to_bits(), SumOfSquares(&values).call().to_bits());
+        let mut scalars = values.clone();
+        Arch::new().dispatch(Scale { values: &mut values, factor: 0.3 });
+        Scale { values: &mut scalars, factor: 0.3 }.call();
+        assert!(values.iter().zip(&scalars).all(|(x, y)| x.to_bits() == y.to_bits()));
+    }
+
+    #[test]
     fn short_vectors_are_left_alone_to_the_bit() {
         let mut values = vec![0.3, -0.4, 1e-42, 0.0];
         let before = values.clone();

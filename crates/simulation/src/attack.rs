@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use floret_core::seed::Purpose;
-use floret_core::{ClientId, Digest, Round, Seed};
+use floret_core::{ClientId, Digest, Plan, Round, Scope, Seed};
 use floret_device::{Control, Progress, TrainError, Trainer, TrainingOutcome, TrainingTask};
 use serde::{Deserialize, Serialize};
 
@@ -53,8 +53,8 @@ pub enum AttackKind {
     },
     /// They all send μ - z σ, value by value, with mean and standard deviation of what they trained
     /// (Baruch et al. 2019, A Little Is Enough, arXiv 1902.06156, algorithm 3): near enough to pass for
-    /// honest. They know each other's texts, so that the first of them to be asked in a round trains for
-    /// up to [`Hostile::COLLUDERS`] of them, in the cohort or not, and the others send the same.
+    /// honest. They know each other's texts: what they send in a round comes of what up to
+    /// [`Hostile::COLLUDERS`] of them train, in the cohort or not.
     LittleIsEnough {
         /// 0 or more; without it, [`largest_z`] of a round's updates.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -243,37 +243,48 @@ impl Band {
                 }
                 stretched(noise, norm.unwrap_or(clip_norm))
             }
-            AttackKind::LittleIsEnough { .. } => self.agreed(inner, task, delta)?,
+            AttackKind::LittleIsEnough { .. } => {
+                let mut delta = self.agreed(inner, task)?;
+                for places in task.scope.outside(task.adapter.layout()) {
+                    delta[places].fill(0.0);
+                }
+                delta
+            }
         })
     }
 
-    /// μ - z σ over what colluders train from the task's adapter; its own client trained `own`.
+    /// μ - z σ over what colluders train from the task's adapter, whoever of them asks.
     fn agreed<T: Trainer>(
         &mut self,
         inner: &mut T,
         task: &TrainingTask,
-        own: Vec<f64>,
     ) -> Result<Vec<f64>, TrainError> {
-        let (round, digest) = (task.plan.round, task.adapter.digest());
+        let TrainingTask { plan, adapter, scope, .. } = task;
         match &self.agreed {
-            Some((of, from, delta)) if (*of, *from) == (round, digest) => return Ok(delta.clone()),
+            Some((round, from, delta)) if (*round, *from) == (plan.round, adapter.digest()) => {
+                return Ok(delta.clone());
+            }
             _ => {}
         }
-        let mut deltas = vec![own];
-        let others = self.members.iter().filter(|client| **client != task.client);
-        let others = others.take(Hostile::<T>::COLLUDERS - 1);
-        let tasks: Vec<TrainingTask> =
-            others.map(|client| TrainingTask { client: client.clone(), ..task.clone() }).collect();
-        let outcomes = inner.train_all(&tasks, &mut |_| Control::Continue);
-        for (task, outcome) in tasks.iter().zip(outcomes) {
+        let seed = self.seed.derive(Purpose::Attack, plan.round, None);
+        let (plan, rank) = (Plan { seed, ..plan.clone() }, plan.lora.rank);
+        let common = TrainingTask { plan, scope: Scope { rank, ..*scope }, ..task.clone() };
+        let colluders = self.members.iter().take(Hostile::<T>::COLLUDERS);
+        let tasks: Vec<TrainingTask> = colluders
+            .map(|client| TrainingTask { client: client.clone(), ..common.clone() })
+            .collect();
+        let mut deltas = Vec::with_capacity(tasks.len());
+        for (task, outcome) in tasks.iter().zip(inner.train_all(&tasks, &mut |_| Control::Continue))
+        {
             match outcome {
                 Ok(outcome) => deltas.push(change(task, &outcome)),
                 Err(TrainError::NoData | TrainError::Diverged { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        let delta = below_mean(&deltas, self.z);
-        self.agreed = Some((round, digest, delta.clone()));
+        let mut delta = below_mean(&deltas, self.z);
+        delta.resize(adapter.values().len(), 0.0);
+        self.agreed = Some((common.plan.round, adapter.digest(), delta.clone()));
         Ok(delta)
     }
 }

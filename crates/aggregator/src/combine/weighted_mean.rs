@@ -153,6 +153,19 @@ mod tests {
     }
 
     #[test]
+    fn vectors_change_no_sum() {
+        let values: Vec<f32> = (0..1003).map(|at| (at as f32 * 0.7).sin() * 1.3).collect();
+        let [mut vectors, mut scalars] = [vec![-5i64; 1003], vec![-5i64; 1003]];
+        let values = &values[..];
+        for weight in [1, 7, u32::MAX] {
+            let steps_per_unit = LIMIT / 1.2;
+            Arch::new().dispatch(Add { sums: &mut vectors, values, steps_per_unit, weight });
+            Add { sums: &mut scalars, values, steps_per_unit, weight }.call();
+            assert_eq!(vectors, scalars);
+        }
+    }
+
+    #[test]
     fn mean_weighs_by_examples() {
         let mut mean = WeightedMean::new(&layout());
         mean.add(&clipped(|_| 0.1, 100.0), 1);

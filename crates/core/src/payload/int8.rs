@@ -101,3 +101,23 @@ fn decompress(frame: &[u8], want: usize) -> Result<Vec<u8>, InvalidPayload> {
         Err(InvalidPayload::Length { part: "quantized values", want, got: steps.len() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seed::Seed;
+
+    #[test]
+    fn vectors_change_no_bit() {
+        let mut stream = Seed::from_number(8).stream();
+        let mut draws =
+            || -> Vec<f32> { (0..1003).map(|_| uniform_f32(stream.next_u32())).collect() };
+        let (mut values, mut scales, draws) = (draws(), draws(), draws());
+        (scales[5], values[5], values[6], scales[7]) = (0.0, 1e-45, f32::MAX, f32::MIN_POSITIVE);
+        let [mut vectors, mut scalars] = [vec![0; 1003], vec![0; 1003]];
+        let (values, scales, draws) = (&values[..], &scales[..], &draws[..]);
+        Arch::new().dispatch(Round { values, scales, draws, steps: &mut vectors });
+        Round { values, scales, draws, steps: &mut scalars }.call();
+        assert_eq!(vectors, scalars);
+    }
+}

@@ -146,9 +146,10 @@ pub(super) fn decode(len: usize, body: &[u8]) -> Result<Vec<f32>, InvalidPayload
     Ok(delta)
 }
 
-/// t: how far from nothing a value may be, in units of σ.
+/// t: how far from nothing a value may be, in units of σ. All clients must have the same bits of it, whatever
+/// the mathematics library of their system.
 fn range(steps: u32) -> f64 {
-    (2.0 * f64::from(steps).ln_1p()).sqrt()
+    (2.0 * libm::log1p(f64::from(steps))).sqrt()
 }
 
 /// The runs of one segment, in the order in which they are sent: k · stride modulo their number, with a

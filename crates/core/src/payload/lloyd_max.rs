@@ -114,6 +114,18 @@ mod tests {
     }
 
     #[test]
+    fn vectors_change_no_code() {
+        let values: Vec<f32> = (0..1003).map(|at| (at as f32 * 0.7).sin() * 4.0).collect();
+        for width in 1..=4 {
+            let book = &Codebook::new(width);
+            let [mut vectors, mut scalars] = [vec![0; 1003], vec![0; 1003]];
+            book.code(&values, 0.9, &mut vectors);
+            Code { book, values: &values, unit: 0.9, codes: &mut scalars }.call();
+            assert_eq!(vectors, scalars);
+        }
+    }
+
+    #[test]
     fn every_centroid_has_its_own_code() {
         for width in 1..=4u8 {
             let book = Codebook::new(width);

@@ -178,6 +178,20 @@ mod tests {
         assert!(ones.iter().all(|one| *one == 1.0));
     }
 
+    /// The same sums in the same order, for each width of vectors.
+    #[test]
+    fn vectors_change_no_bit() {
+        let mut stream = Seed::from_number(8).stream();
+        for size in [8, 16, 64, 512, LONGEST] {
+            let mut x: Vec<f32> = (0..size).map(|_| (stream.next_u32() as f32).sin()).collect();
+            x[3] = 1e30;
+            let mut y = x.clone();
+            hadamard(&mut x);
+            Hadamard(&mut y).call();
+            assert!(x.iter().zip(&y).all(|(x, y)| x.to_bits() == y.to_bits()), "{size}");
+        }
+    }
+
     proptest! {
         #[test]
         fn hadamard_is_sylvesters_and_its_own_inverse(log in 3u32..9, seed in any::<u32>()) {

@@ -8,7 +8,7 @@
 //! ```text
 //! values kept of a thousand   u16, little-endian
 //! low bits of a Rice code     a byte
-//! for each tensor             the mean magnitude, a bf16, little-endian
+//! for each tensor             the mean magnitude, a bf16, little-endian; 0 where nothing is kept
 //! for each value kept         gap, then a bit that is 1 for minus; zeros fill the last byte up
 //! ```
 
@@ -46,7 +46,7 @@ pub(super) fn encode(
             }
             None => values,
         };
-        let (mut sum, mut next) = (0.0, 0);
+        let (mut sum, mut next, before) = (0.0, 0, gaps.len());
         largest(scores, kept(sparse, tensor), &mut scratch, |at| {
             sum += f64::from(values[at].abs());
             gaps.push((at - next) as u32);
@@ -55,6 +55,11 @@ pub(super) fn encode(
         });
         let mean = bf16::from_f64(sum / kept(sparse, tensor) as f64).min(bf16::MAX);
         means.extend(mean.to_le_bytes());
+        if mean == bf16::ZERO {
+            // Nothing changed, or next to nothing: there are no positions.
+            gaps.truncate(before);
+            minus.truncate(before);
+        }
     }
     let low = rice::best(&gaps);
     out.extend(sparse.per_mille().to_le_bytes());
@@ -86,7 +91,8 @@ pub(super) fn decode(layout: &Layout, body: &[u8]) -> Result<Vec<f32>, InvalidPa
             return Err(InvalidPayload::NotFinite);
         }
         let values = &mut delta[tensor.range()];
-        place(&mut reader, *low, kept(sparse, tensor), mean, values)
+        let count = if mean == 0.0 { 0 } else { kept(sparse, tensor) };
+        place(&mut reader, *low, count, mean, values)
             .ok_or(InvalidPayload::Damaged("list of positions"))?;
     }
     match reader.is_done() {

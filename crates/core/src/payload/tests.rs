@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use rand_chacha::rand_core::Rng;
 
 use super::*;
+use crate::layout::Factor;
 use crate::lora::{LoraConfig, TargetModule};
 use crate::model_config::ModelConfig;
 use crate::seed::{Seed, uniform_f32};
@@ -368,4 +369,26 @@ fn a_sparse_payload_has_the_size_of_its_table() {
         let all_large = x.iter().zip(y).all(|(x, y)| *y == 0.0 || (x.abs() > 0.46 && x * y > 0.0));
         assert!(all_large && y.iter().all(|y| *y == 0.0 || (y.abs() - 0.4875).abs() < 0.003));
     }
+}
+
+/// What does not train takes its mean, and no position.
+#[test]
+fn sparse_spends_nothing_on_what_does_not_change() {
+    let layout = layout();
+    let frozen = |at: usize| {
+        let tensor = layout.tensors().iter().find(|tensor| tensor.range().contains(&at));
+        tensor.unwrap().factor == Factor::A
+    };
+    let bytes = |values: &[f32]| {
+        let payload =
+            Payload::encode("sparse20%".parse().unwrap(), &layout, values, &mut rng()).unwrap();
+        // Behind the headers and the means.
+        let positions = payload.bytes().len() - 7 - 2 * layout.tensors().len();
+        (positions, payload.decode(&layout).unwrap())
+    };
+    let (all, _) = bytes(&delta(|at| 0.1 + at as f32));
+    let (half, decoded) = bytes(&delta(|at| if frozen(at) { 0.0 } else { 0.1 + at as f32 }));
+    assert!(20 * half < 13 * all, "{half} of {all}");
+    assert!(decoded.iter().enumerate().all(|(at, value)| !frozen(at) || *value == 0.0));
+    assert!(decoded.iter().any(|value| *value != 0.0));
 }

@@ -29,6 +29,9 @@ use super::{ModelArgs, peak_rss_mib, seed, spread};
 /// More virtual time than any number of rounds takes.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// Most tokens that all clients hold, of eight bytes each.
+const MOST_TOKENS: u64 = 1 << 28;
+
 /// Arguments of `floret-lab bench simulation`.
 #[derive(Debug, Args)]
 pub(crate) struct SimulationArgs {
@@ -65,6 +68,9 @@ pub(crate) struct SimulationArgs {
 
 pub(super) fn run(args: &SimulationArgs, started: Instant) -> Result<Value> {
     ensure!(args.cohort <= args.clients, "--cohort {} is more than --clients", args.cohort);
+    let tokens = u64::from(args.steps) * u64::from(args.batch) * u64::from(args.seq);
+    let all = tokens.saturating_mul(args.clients.into());
+    ensure!(all <= MOST_TOKENS, "{all} tokens for all clients: {MOST_TOKENS} fit in memory");
     let model = Arc::new(args.model.load()?);
     let shape = model.config().clone();
     let options = TrainerOptions {
@@ -114,7 +120,7 @@ pub(super) fn run(args: &SimulationArgs, started: Instant) -> Result<Value> {
         "round_s": per_round,
         "rounds_per_s": 1.0 / median,
         "client_updates_per_s": rate,
-        "train_tokens_per_s": rate * f64::from(args.steps * args.batch) * f64::from(args.seq),
+        "train_tokens_per_s": rate * tokens as f64,
         "seconds_to_first_step": first,
         "peak_rss_mib": peak_rss_mib(),
     }))

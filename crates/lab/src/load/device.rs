@@ -42,7 +42,7 @@ struct State {
     life: CancellationToken,
     /// Held until the first call of a life is done, or for [`HANDSHAKE`].
     door: Option<OwnedSemaphorePermit>,
-    /// The mishap that explains errors until a call succeeds.
+    /// The mishap that explains errors until it has struck and a call succeeds.
     excuse: Option<&'static str>,
     /// Connections that the link had when the last call ended.
     opened: u64,
@@ -142,7 +142,10 @@ impl LoadDevice {
         let connecting = std::mem::replace(&mut state.opened, opened) != opened;
         match call.error {
             None => {
-                state.excuse = None;
+                // What waits for its byte will break a later call.
+                if !self.link.is_armed() {
+                    state.excuse = None;
+                }
                 tally.answered(call.kind, call.lasted, connecting);
             }
             Some(error) => {

@@ -114,6 +114,11 @@ impl Link {
         self.lock().damage = Some(damage);
     }
 
+    /// Whether damage waits for its byte.
+    pub(super) fn is_armed(&self) -> bool {
+        self.lock().damage.is_some()
+    }
+
     /// Connections that this link ever had.
     pub(super) fn opened(&self) -> u64 {
         self.lock().opened

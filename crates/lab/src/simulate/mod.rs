@@ -182,7 +182,7 @@ impl Stage {
         let flips = experiment.attack.filter(|attack| attack.kind == AttackKind::LabelFlip {});
         let vocabulary = base.local.config.vocab_size;
         let flips = flips.map(|_| Flips { clients: hostile.clone(), vocabulary });
-        let team = Team::new(Arc::clone(&people), trainer, flips, journal);
+        let team = Team::new(Arc::clone(&people), trainer, flips, experiment.seed(), journal);
         let (behaviour, seed, count) = (experiment.behaviour, experiment.seed(), hostile.len());
         let team = match experiment.attack {
             Some(attack) => Hostile::new(team, attack, hostile, updates, &seed),

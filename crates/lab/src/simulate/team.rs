@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use floret_core::{ClientId, Round};
+use anyhow::{Context, Result};
+use floret_core::seed::Purpose;
+use floret_core::{ClientId, Digest, Round, Seed};
 use floret_device::{Control, Progress, TrainError, Trainer, TrainingOutcome, TrainingTask};
 use floret_model::{LocalData, LocalTrainer};
 
@@ -35,6 +36,8 @@ pub(super) struct Team {
     people: Arc<People>,
     trainer: LocalTrainer,
     flips: Option<Flips>,
+    /// The run's, from which plans have theirs.
+    seed: Seed,
     pub(super) journal: Journal,
     /// Trainings that no closed round has counted yet.
     pub(super) trained: BTreeMap<(Round, ClientId), Trained>,
@@ -49,10 +52,11 @@ impl Team {
         people: Arc<People>,
         trainer: LocalTrainer,
         flips: Option<Flips>,
+        seed: Seed,
         journal: Journal,
     ) -> Self {
         let trained = BTreeMap::new();
-        Self { people, trainer, flips, journal, trained, first_step: None, computed: 0 }
+        Self { people, trainer, flips, seed, journal, trained, first_step: None, computed: 0 }
     }
 
     /// Trains those of `tasks` that the journal does not have, all at once.
@@ -82,7 +86,9 @@ impl Team {
         for (place, (task, outcome)) in places.zip(missing.iter().zip(trained)) {
             self.trainer.remove(&task.client);
             self.computed += 1;
-            self.journal.add(key(task).as_bytes(), &encode(&outcome)?)?;
+            if let Some(bytes) = encode(&outcome) {
+                self.journal.add(key(task).as_bytes(), &bytes)?;
+            }
             *place = Some(outcome);
         }
         Ok(outcomes.into_iter().flatten().collect())
@@ -99,9 +105,11 @@ impl Team {
     }
 }
 
-/// What the journal knows a training by.
+/// What the journal knows a training by: all that it depends on, beside the experiment.
 fn key(task: &TrainingTask) -> String {
-    format!("train {} {} {}", task.plan.round, task.client, task.adapter.digest())
+    let TrainingTask { client, plan, adapter, scope } = task;
+    let seed = Digest::of(&plan.seed.0);
+    format!("train {} {client} {} {seed} {scope:?}", plan.round, adapter.digest())
 }
 
 impl Trainer for Team {
@@ -127,9 +135,14 @@ impl Trainer for Team {
             }
         };
         for (task, outcome) in tasks.iter().zip(&outcomes) {
-            if let Ok(TrainingOutcome { values, tokens, last_loss, .. }) = outcome {
+            // Colluders also train by a seed of their own, for nobody's update.
+            let (plan, client) = (&task.plan, &task.client);
+            let seed = self.seed.derive(Purpose::ClientRound, plan.round, Some(client));
+            if let (Ok(TrainingOutcome { values, tokens, last_loss, .. }), true) =
+                (outcome, plan.seed == seed)
+            {
                 let norm = distance(values, task.adapter.values());
-                let key = (task.plan.round, task.client.clone());
+                let key = (plan.round, client.clone());
                 let trained = Trained { tokens: *tokens, last_loss: *last_loss, norm };
                 self.trained.insert(key, trained);
             }
@@ -147,8 +160,9 @@ fn distance(after: &[f32], before: &[f32]) -> f64 {
     changes.map(|change| change * change).sum::<f64>().sqrt()
 }
 
-fn encode(outcome: &Result<TrainingOutcome, TrainError>) -> Result<Vec<u8>> {
-    Ok(match outcome {
+/// The entry of a result; none of one that is of this machine, and not of the experiment.
+fn encode(outcome: &Result<TrainingOutcome, TrainError>) -> Option<Vec<u8>> {
+    Some(match outcome {
         Ok(TrainingOutcome { values, num_examples, tokens, last_loss }) => {
             let mut bytes = vec![0];
             bytes.extend(num_examples.to_le_bytes());
@@ -159,7 +173,7 @@ fn encode(outcome: &Result<TrainingOutcome, TrainError>) -> Result<Vec<u8>> {
         }
         Err(TrainError::NoData) => vec![1],
         Err(TrainError::Diverged { step }) => [&[2], &step.to_le_bytes()[..]].concat(),
-        Err(error) => bail!("{error}"),
+        Err(TrainError::Cancelled | TrainError::Unsupported(_)) => return None,
     })
 }
 
@@ -201,7 +215,7 @@ mod tests {
         {
             assert_eq!(decode(&encode(&outcome).unwrap()), Some(outcome));
         }
-        assert!(encode(&Err(TrainError::Cancelled)).is_err());
+        assert!(encode(&Err(TrainError::Cancelled)).is_none());
         assert!([&b""[..], &[3], &[2, 0], &[0; 22]].iter().all(|bytes| decode(bytes).is_none()));
     }
 }
