@@ -67,10 +67,19 @@ pub(crate) struct SimulationArgs {
 }
 
 pub(super) fn run(args: &SimulationArgs, started: Instant) -> Result<Value> {
-    ensure!(args.cohort <= args.clients, "--cohort {} is more than --clients", args.cohort);
+    ensure!(
+        args.cohort <= args.clients,
+        "--cohort {} is more than --clients {}: use as many at most",
+        args.cohort,
+        args.clients
+    );
     let tokens = u64::from(args.steps) * u64::from(args.batch) * u64::from(args.seq);
     let all = tokens.saturating_mul(args.clients.into());
-    ensure!(all <= MOST_TOKENS, "{all} tokens for all clients: {MOST_TOKENS} fit in memory");
+    ensure!(
+        all <= MOST_TOKENS,
+        "all clients would hold {all} tokens: use fewer --clients, --steps, --batch or --seq, so that they \
+         are {MOST_TOKENS} at most"
+    );
     let model = Arc::new(args.model.load()?);
     let shape = model.config().clone();
     let options = TrainerOptions {
