@@ -1,0 +1,182 @@
+//! Which settings are refused.
+
+use super::*;
+
+#[test]
+fn forbidden_settings_are_named() {
+    let cohort = config().cohort;
+    let timing = config().timing;
+    let aggregation = config().aggregation;
+    let sgd = aggregation.server_optimizer;
+    let adaptive = |rule| {
+        let server_optimizer = ServerOptimizer { adaptive: Some(rule), ..sgd };
+        RunConfig { aggregation: Aggregation { server_optimizer, ..aggregation }, ..config() }
+    };
+    let trains = |training| RunConfig { training, ..config() };
+    let robust = |rule| {
+        let aggregation = Aggregation { combine: Some(rule), ..aggregation };
+        RunConfig { cohort: CohortConfig { quorum: 3, ..cohort }, aggregation, ..config() }
+    };
+    let second = Duration::from_secs(1);
+    let cases = [
+        (RunConfig { rounds: 0, ..config() }, "run.rounds"),
+        (RunConfig { cohort: CohortConfig { size: 0, ..cohort }, ..config() }, "cohort.size"),
+        (RunConfig { cohort: CohortConfig { quorum: 4, ..cohort }, ..config() }, "cohort.quorum"),
+        (
+            RunConfig { cohort: CohortConfig { over_selection: 0.5, ..cohort }, ..config() },
+            "over_selection",
+        ),
+        (
+            RunConfig { cohort: CohortConfig { min_population: 2, ..cohort }, ..config() },
+            "min_population",
+        ),
+        (
+            RunConfig { timing: Timing { report_deadline: Duration::ZERO, ..timing }, ..config() },
+            "report_deadline_s",
+        ),
+        (
+            RunConfig { timing: Timing { retry_min: 5 * second, ..timing }, ..config() },
+            "retry_max_s",
+        ),
+        (
+            RunConfig { aggregation: Aggregation { clip_norm: 0.0, ..aggregation }, ..config() },
+            "clip_norm",
+        ),
+        (
+            RunConfig {
+                cohort: CohortConfig { size: 100_000, ..cohort },
+                aggregation: Aggregation { max_examples: 100_000, ..aggregation },
+                ..config()
+            },
+            "overflow",
+        ),
+        (
+            RunConfig {
+                aggregation: Aggregation {
+                    server_optimizer: ServerOptimizer { momentum: 1.0, ..sgd },
+                    ..aggregation
+                },
+                ..config()
+            },
+            "momentum",
+        ),
+        (adaptive(Adaptive::Adam { beta2: 1.0, tau: 1e-3 }), "server_optimizer.adaptive.beta2"),
+        (adaptive(Adaptive::Adagrad { tau: 0.0 }), "server_optimizer.adaptive.tau"),
+        (robust(Robust::TrimmedMean { trim: 2 }), "combine.trim"),
+        (robust(Robust::Krum { byzantine: 1 }), "combine.byzantine"),
+        (robust(Robust::Krum { byzantine: u32::MAX }), "combine.byzantine"),
+        (robust(Robust::MultiKrum { byzantine: 0, keep: 4 }), "combine.keep"),
+        (robust(Robust::MultiKrum { byzantine: 0, keep: 0 }), "combine.keep"),
+        (robust(Robust::GeometricMedian { iterations: 0 }), "combine.iterations"),
+        (robust(Robust::CenteredClipping { radius: f64::NAN, iterations: 3 }), "combine.radius"),
+        (
+            RunConfig {
+                mode: Mode::Buffered(BufferedConfig::default()),
+                ..robust(Robust::Median {})
+            },
+            "run.mode is buffered",
+        ),
+        (
+            RunConfig {
+                mode: Mode::Buffered(BufferedConfig::default()),
+                ..trains(TrainingConfig { freeze: Freeze::Alternate, ..TrainingConfig::default() })
+            },
+            "training.freeze",
+        ),
+        (
+            RunConfig {
+                aggregation: Aggregation { measure_residual: true, ..aggregation },
+                ..trains(TrainingConfig { nested_ranks: true, ..TrainingConfig::default() })
+            },
+            "training.nested_ranks",
+        ),
+        (
+            RunConfig {
+                aggregation: Aggregation { zero_padding: true, ..aggregation },
+                ..config()
+            },
+            "aggregation.zero_padding",
+        ),
+        (
+            RunConfig { aggregation: Aggregation { refactor: true, ..aggregation }, ..config() },
+            "aggregation.refactor is true: use false, or training.freeze",
+        ),
+        (refactored(|config| config.error_feedback = 0.5), "run.error_feedback = 0"),
+        (
+            refactored(|config| config.aggregation.download_compression = Compression::Int8),
+            "download_compression = \"none\"",
+        ),
+        (
+            refactored(|config| config.aggregation.server_optimizer.momentum = 0.5),
+            "aggregation.refactor is true: use false with a momentum",
+        ),
+        (
+            refactored(|config| config.mode = Mode::Buffered(BufferedConfig::default())),
+            "aggregation.refactor is true: use false with run.mode",
+        ),
+        (
+            RunConfig {
+                compression: "sparse5%".parse().unwrap(),
+                ..trains(TrainingConfig { nested_ranks: true, ..TrainingConfig::default() })
+            },
+            "run.compression is \"sparse5%\"",
+        ),
+        (
+            RunConfig {
+                compression: "bits1".parse().unwrap(),
+                ..trains(TrainingConfig { freeze: Freeze::A, ..TrainingConfig::default() })
+            },
+            "run.compression is \"bits1\"",
+        ),
+        (
+            RunConfig {
+                aggregation: Aggregation {
+                    download_compression: "bits4".parse().unwrap(),
+                    ..aggregation
+                },
+                ..trains(TrainingConfig { freeze: Freeze::A, ..TrainingConfig::default() })
+            },
+            "aggregation.download_compression is \"bits4\"",
+        ),
+        (
+            RunConfig {
+                aggregation: Aggregation {
+                    download_compression: "linear8".parse().unwrap(),
+                    ..aggregation
+                },
+                ..config()
+            },
+            "aggregation.download_compression is \"linear8\"",
+        ),
+        (linear("linear8", robust(Robust::Median {})), "need more than the sum"),
+        (
+            linear("linear8", trains(TrainingConfig { freeze: Freeze::A, ..Default::default() })),
+            "need more than the sum",
+        ),
+        (linear("linear1/4", config()), "linear2 or more"),
+    ];
+    let buffered = |buffered| RunConfig { mode: Mode::Buffered(buffered), ..config() };
+    let good = BufferedConfig::default();
+    let cases = cases.into_iter().chain([
+        (buffered(BufferedConfig { buffer: 0, ..good }), "buffered.buffer"),
+        (buffered(BufferedConfig { concurrency: 0, ..good }), "buffered.concurrency"),
+        (buffered(BufferedConfig { max_staleness: u32::MAX, ..good }), "buffered.max_staleness"),
+        (buffered(BufferedConfig { buffer: 70_000, concurrency: 70_000, ..good }), "overflow"),
+    ]);
+    for (config, word) in cases {
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    assert!(config().validate().is_ok() && buffered(good).validate().is_ok());
+}
+
+/// FedSVD, and then what `change` makes of it.
+fn refactored(change: impl FnOnce(&mut RunConfig)) -> RunConfig {
+    let compression = "sparse5%".parse().unwrap();
+    let mut config = RunConfig { compression, error_feedback: 0.0, ..config() };
+    config.training.freeze = Freeze::A;
+    config.aggregation.refactor = true;
+    config.validate().unwrap();
+    change(&mut config);
+    config
+}
