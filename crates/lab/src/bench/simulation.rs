@@ -2,7 +2,7 @@
 //! time, device sessions, training, encoding, clipping and combining. Nothing is evaluated.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -25,9 +25,7 @@ use rand_chacha::rand_core::Rng;
 use serde_json::{Value, json};
 
 use super::{ModelArgs, peak_rss_mib, seed, spread};
-
-/// More virtual time than any number of rounds takes.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+use crate::simulate::LONGEST;
 
 /// Most tokens that all clients hold, of eight bytes each.
 const MOST_TOKENS: u64 = 1 << 28;

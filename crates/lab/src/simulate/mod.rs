@@ -44,7 +44,7 @@ use results::{ADAPTER_DIR, EXPERIMENT_FILE, SUMMARY_FILE, WALL_FILE, Wall, write
 pub use results::{Central, ClientRow, RoundRow, Summary};
 
 /// Longest virtual time of a run: one that takes longer has nobody who comes.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// What took long to compute, until the run is complete.
 const JOURNAL: &str = "journal";
 
