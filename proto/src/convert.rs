@@ -134,6 +134,7 @@ impl From<Plan> for v1::Plan {
             error_feedback: plan.error_feedback,
             linear: linear(plan.compression),
             summands: plan.summands,
+            folded_rank: u32::try_from(plan.folded_rank).unwrap_or(u32::MAX),
         }
     }
 }
@@ -158,6 +159,7 @@ impl TryFrom<v1::Plan> for Plan {
                 tokenizer: digest("tokenizer_digest", &plan.tokenizer_digest)?,
             },
             lora: lora.try_into()?,
+            folded_rank: plan.folded_rank as usize,
             training: training.try_into()?,
             compression,
             error_feedback: plan.error_feedback,
@@ -207,6 +209,7 @@ impl From<TrainingConfig> for v1::Training {
             freeze: v1::Freeze::from(training.freeze).into(),
             nested_ranks: training.nested_ranks,
             proximal: training.proximal,
+            alignment: training.alignment,
         }
     }
 }
@@ -237,6 +240,7 @@ impl TryFrom<v1::Training> for TrainingConfig {
             sequence_length: training.sequence_length,
             accumulation: training.accumulation,
             learning_rate: training.learning_rate,
+            final_learning_rate: 0.0,
             beta1: training.beta1,
             beta2: training.beta2,
             epsilon: training.epsilon,
@@ -245,6 +249,7 @@ impl TryFrom<v1::Training> for TrainingConfig {
             freeze,
             nested_ranks: training.nested_ranks,
             proximal: training.proximal,
+            alignment: training.alignment,
         })
     }
 }
@@ -468,11 +473,13 @@ mod tests {
                 use_rslora: true,
                 target_modules: vec![TargetModule::QProj, TargetModule::DownProj],
             },
+            folded_rank: 3,
             training: TrainingConfig {
                 max_steps: 7,
                 freeze: Freeze::Alternate,
                 nested_ranks: true,
                 proximal: 0.5,
+                alignment: 0.25,
                 ..TrainingConfig::default()
             },
             compression: Compression::Int8,

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use floret_aggregator::ClippedDelta;
 use floret_aggregator::advance::{Before, advance};
+use floret_aggregator::combine::WeightedMean;
 use floret_aggregator::combine::residual::Residual;
-use floret_aggregator::combine::{Combine, WeightedMean};
 use floret_aggregator::config::Mode;
 use floret_aggregator::ledger::{self, BrokenLedger, Entry, Fact, RoundEntry, Settings};
 use floret_core::Layout;
-use floret_core::{Digest, PublicKey, Scope, Version};
+use floret_core::{Digest, PublicKey, Version};
 use floret_store::{Disk, ReadFolder, blob};
 
 use crate::config::Config;
@@ -205,8 +205,8 @@ fn recompute(
         .map_err(|error| failed(error.to_string()))?;
     let moments = saved.moments(disk, layout, version).map_err(read)?;
     let unsent = saved.unsent(disk, layout, version).map_err(read)?;
-    let frozen = settings.training.freeze.frozen(version);
-    let held = Scope { frozen, rank: layout.rank() }.outside(layout);
+    let scope = settings.aggregation.scope(&settings.training, layout.rank(), version);
+    let held = scope.outside(layout);
     let unsent = unsent.as_deref();
     let before = Before { adapter: &before, moments: &moments, unsent, held: &held };
     let after = advance(before, &settings.aggregation, round.round, &delta);
@@ -266,7 +266,7 @@ fn combine_again(
     // Entries name updates in ClientId order.
     let deltas: Vec<ClippedDelta> = deltas.into_values().collect();
     let weights: Vec<u32> = round.accepted.iter().map(|accepted| accepted.weight).collect();
-    let delta = match aggregation.combine {
+    let delta = match aggregation.rule() {
         Some(rule) => rule.combine(layout, before, &deltas, &weights),
         None => match settings.mode {
             Mode::Synchronous => aggregation.mean(&mean, layout, before),
@@ -274,6 +274,6 @@ fn combine_again(
         },
     };
     let measured = aggregation.measure_residual;
-    let residual = measured.then(|| Residual::of(layout, before, &deltas, &weights));
+    let residual = measured.then(|| Residual::of(layout, before, (&deltas, &weights), &delta));
     Ok((delta, residual))
 }

@@ -27,7 +27,7 @@ pub struct Before<'a> {
     pub moments: &'a Moments,
     /// What earlier steps left out, in layout order; none if nothing.
     pub unsent: Option<&'a [f32]>,
-    /// Places that stay as they are, in order.
+    /// Places that no device trains, in order.
     pub held: &'a [Range<usize>],
 }
 
@@ -69,6 +69,11 @@ pub fn advance(
     let (start, layout) = (before.adapter.values(), before.adapter.layout());
     let optimizer = aggregation.server_optimizer;
     let (mut values, moments) = optimizer.step(start, before.moments, delta, before.held);
+    if aggregation.fold_residual > 0 {
+        // What nobody trains is where the combine rule folded: it is no optimizer's.
+        let places = before.held.iter().cloned().flatten();
+        places.for_each(|place| values[place] += delta[place]);
+    }
     // What waits for places that stay as they are goes on waiting.
     let mut waits = before.unsent.map(|_| vec![0.0; values.len()]);
     if let (Some(unsent), Some(waits)) = (before.unsent, &mut waits) {

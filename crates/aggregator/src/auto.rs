@@ -49,6 +49,9 @@ pub fn choose(config: &RunConfig, values: usize, population: Option<u64>) -> Cho
     } else if training.nested_ranks {
         let reason = "with nested ranks, a device's rank shows in which values it changed";
         (Compression::Int8, Compression::None, reason.to_owned())
+    } else if config.aggregation.fold_residual > 0 {
+        let reason = "with aggregation.fold_residual, a part of the adapter changes altogether in each round";
+        (sparse(50), Compression::None, reason.to_owned())
     } else if config.aggregation.refactor {
         let reason =
             "with aggregation.refactor, what is left for later would belong to other factors";
@@ -202,6 +205,9 @@ mod tests {
         let aggregation = Aggregation { refactor: true, ..config.aggregation };
         let replaced = RunConfig { aggregation, ..frozen };
         assert_eq!(chosen(&replaced, LARGE, Some(10)), ["int8", "none"]);
+        let aggregation = Aggregation { fold_residual: 1, ..config.aggregation };
+        let folded = RunConfig { aggregation, ..config.clone() };
+        assert_eq!(chosen(&folded, LARGE, Some(10)), ["sparse5%", "none"]);
         let training = TrainingConfig { nested_ranks: true, ..TrainingConfig::default() };
         assert_eq!(chosen(&RunConfig { training, ..config }, LARGE, Some(10)), ["int8", "none"]);
     }

@@ -3,19 +3,25 @@
 //! The weighted mean is linear: it streams into integers, in memory that does not grow with the
 //! cohort. The others are buffered: they look at all updates of a round at once, in ClientId order,
 //! when it closes: [`Combine`]. [`Robust`] are those that settings can name; a program can bring one of its own
-//! ([`crate::Coordinator::with_rule`]). Those that go by coordinates look at the factors' values one by one; those that go
+//! ([`crate::Coordinator::with_rule`]). Robust rules that go by coordinates look at the factors' values one by one; those that go
 //! by distances look at what factors stand for, their product, and give each update a weight, by which
 //! factors are averaged.
 //!
 //! - [`weighted_mean`]; [`trimmed_mean`], also the median
 //! - [`krum`], [`geometric_median`], [`centered_clipping`], on [`geometry`]
-//! - [`residual`]: how far the mean of factors is from the mean of products
+//! - [`stacked`], [`hetlora`]: mixed ranks otherwise than by nested ranks
+//! - [`fold`], [`least_squares`]: what the mean of factors leaves out of the mean of products, made up for
+//! - [`residual`]: how far an aggregate is from the mean of products
 
 pub mod centered_clipping;
+pub mod fold;
 pub mod geometric_median;
 pub mod geometry;
+pub mod hetlora;
 pub mod krum;
+pub mod least_squares;
 pub mod residual;
+pub mod stacked;
 pub mod trimmed_mean;
 pub mod weighted_mean;
 
@@ -128,6 +134,35 @@ impl Combine for Robust {
         };
         weighted(deltas, &weights)
     }
+}
+
+/// The share of each client in each of `rank` components, among those that trained it: with equal ranks, its share of the
+/// weights.
+fn shares(rank: usize, deltas: &[ClippedDelta], weights: &[u32]) -> Vec<Vec<f64>> {
+    let mut totals = vec![0.0; rank];
+    for (delta, weight) in deltas.iter().zip(weights) {
+        totals.iter_mut().take(delta.rank()).for_each(|total| *total += f64::from(*weight));
+    }
+    let of_client = |(delta, weight): (&ClippedDelta, &u32)| -> Vec<f64> {
+        let share = |(component, total): (usize, &f64)| {
+            if component < delta.rank() { f64::from(*weight) / total } else { 0.0 }
+        };
+        totals.iter().enumerate().map(share).collect()
+    };
+    deltas.iter().zip(weights).map(of_client).collect()
+}
+
+/// The weighted mean, in f64 and in order; zeros of nothing.
+fn mean(layout: &Layout, deltas: &[ClippedDelta], weights: &[u32]) -> Vec<f64> {
+    let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+    let mut mean = vec![0.0; layout.len()];
+    for (delta, weight) in deltas.iter().zip(weights) {
+        let share = f64::from(*weight) / total;
+        for (mean, value) in mean.iter_mut().zip(delta.values()) {
+            *mean += share * f64::from(*value);
+        }
+    }
+    mean
 }
 
 /// Σ w_k Δ_k.

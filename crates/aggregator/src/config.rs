@@ -10,13 +10,17 @@ use floret_core::scope::Freeze;
 use floret_core::{Layout, LoraConfig, RunId, Scope, Seed, Version};
 use serde::{Deserialize, Serialize};
 
-use crate::combine::{Robust, WeightedMean};
+use crate::combine::fold::Fold;
+use crate::combine::hetlora::Hetlora;
+use crate::combine::least_squares::LeastSquares;
+use crate::combine::stacked::Stacked;
+use crate::combine::{Combine, Robust, WeightedMean};
 use crate::mode::FRESH_WEIGHT;
 pub use crate::mode::{BufferedConfig, Mode};
 use crate::server_optimizer::ServerOptimizer;
 
 mod compression;
-mod refactor;
+mod factors;
 
 /// Settings of one run.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,11 +119,18 @@ pub struct Aggregation {
     /// How many deltas become one; none for the weighted mean.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub combine: Option<Robust>,
-    /// Whether a rank component counts as zero for those that did not train it, instead of not at all:
-    /// a baseline to compare nested ranks with.
+    /// With `training.nested_ranks`, how clients of mixed ranks make one adapter.
+    #[serde(skip_serializing_if = "MixedRanks::is_nested")]
+    pub mixed_ranks: MixedRanks,
+    /// Rank components, the last, that nobody trains: they hold what the mean of factors leaves out of the mean of
+    /// products. 0 for none. See [`crate::combine::fold`].
+    #[serde(skip_serializing_if = "is_none")]
+    pub fold_residual: usize,
+    /// Whether B makes up for what the mean of factors leaves out, as far as it can: see
+    /// [`crate::combine::least_squares`].
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub zero_padding: bool,
-    /// Whether each round measures how far the mean of factors is from the mean of their products.
+    pub least_squares: bool,
+    /// Whether each round measures how far its adapter is from the mean of its clients' products.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub measure_residual: bool,
     /// Whether each version's factors become those of their product's singular value decomposition, where
@@ -144,7 +155,9 @@ impl Default for Aggregation {
             clip_norm: 10.0,
             max_examples: 10_000,
             combine: None,
-            zero_padding: false,
+            mixed_ranks: MixedRanks::Nested,
+            fold_residual: 0,
+            least_squares: false,
             measure_residual: false,
             refactor: false,
             max_buffered_bytes: 1 << 30,
@@ -154,19 +167,69 @@ impl Default for Aggregation {
     }
 }
 
+/// How clients of mixed ranks make one adapter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MixedRanks {
+    /// Each rank component is the mean over those that trained it.
+    #[default]
+    Nested,
+    /// A component counts as zero for those that did not train it: a baseline.
+    ZeroPadding,
+    /// [`crate::combine::hetlora`]: another.
+    Hetlora,
+    /// [`crate::combine::stacked`]: the mean of products instead of factors, cut to the run's rank.
+    Stacked,
+}
+
+impl MixedRanks {
+    fn is_nested(&self) -> bool {
+        *self == Self::Nested
+    }
+}
+
+fn is_none(count: &usize) -> bool {
+    *count == 0
+}
+
 impl Aggregation {
     /// Whether all updates of a round are needed at once when it closes.
     #[must_use]
     pub fn needs_updates(&self) -> bool {
-        self.combine.is_some() || self.measure_residual
+        self.measure_residual || self.rule().is_some()
+    }
+
+    /// The rule that the settings name in the place of the weighted mean, if they do.
+    #[must_use]
+    pub fn rule(&self) -> Option<Box<dyn Combine>> {
+        if let Some(robust) = self.combine {
+            return Some(Box::new(robust));
+        }
+        match self.mixed_ranks {
+            MixedRanks::Hetlora => return Some(Box::new(Hetlora)),
+            MixedRanks::Stacked => return Some(Box::new(Stacked)),
+            MixedRanks::Nested | MixedRanks::ZeroPadding => {}
+        }
+        match self.fold_residual {
+            0 if self.least_squares => Some(Box::new(LeastSquares)),
+            0 => None,
+            components => Some(Box::new(Fold { components })),
+        }
+    }
+
+    /// What of an adapter of `rank` components trains from `version`.
+    #[must_use]
+    pub fn scope(&self, training: &TrainingConfig, rank: usize, version: Version) -> Scope {
+        let frozen = training.freeze.frozen(version);
+        Scope { frozen, rank: rank.saturating_sub(self.fold_residual) }
     }
 
     /// What the weighted mean of a synchronous round gives, from an adapter of the values `before`.
     #[must_use]
     pub fn mean(&self, mean: &WeightedMean, layout: &Layout, before: &[f32]) -> Vec<f32> {
-        match self.zero_padding {
-            true => mean.zero_padded(layout, self.clip_norm, before),
-            false => mean.mean(layout, self.clip_norm),
+        match self.mixed_ranks {
+            MixedRanks::ZeroPadding => mean.zero_padded(layout, self.clip_norm, before),
+            _ => mean.mean(layout, self.clip_norm),
         }
     }
 }
@@ -237,7 +300,7 @@ impl RunConfig {
         }
         self.validate_training()?;
         self.validate_compression()?;
-        self.validate_refactor()?;
+        self.validate_factors()?;
         self.validate_timing()?;
         self.validate_aggregation()
     }
@@ -245,7 +308,7 @@ impl RunConfig {
     /// What of an adapter of `version` trains: of each client's own rank, an update tells.
     #[must_use]
     pub fn scope(&self, version: Version) -> Scope {
-        Scope { frozen: self.training.freeze.frozen(version), rank: self.lora.rank }
+        self.aggregation.scope(&self.training, self.lora.rank, version)
     }
 
     /// What only makes sense when all updates of a round start from the same version, or are compared.
@@ -255,15 +318,6 @@ impl RunConfig {
             let accepted = "\"none\" or \"a\" with run.mode = \"buffered\", where updates of a \
                             buffer may have trained different factors";
             return setting("training.freeze", "\"alternate\"", accepted);
-        }
-        if self.training.nested_ranks && (!synchronous || self.aggregation.needs_updates()) {
-            let accepted = "false with run.mode = \"buffered\", aggregation.combine or \
-                            measure_residual, which take every update as one of the full rank";
-            return setting("training.nested_ranks", true, accepted);
-        }
-        if self.aggregation.zero_padding && !self.training.nested_ranks {
-            let accepted = "false without training.nested_ranks: everyone trains all components";
-            return setting("aggregation.zero_padding", true, accepted);
         }
         Ok(())
     }
@@ -353,7 +407,7 @@ impl RunConfig {
             self.validate_combine(rule)?;
         }
         if aggregation.needs_updates() && !self.mode.is_synchronous() {
-            let accepted = "\"synchronous\" with aggregation.combine or measure_residual: updates \
+            let accepted = "\"synchronous\" with a rule of [aggregation] or measure_residual: updates \
                             of a buffer begin with different adapters, and cannot be compared";
             return setting("run.mode", self.mode.name(), accepted);
         }
@@ -412,7 +466,7 @@ impl RunConfig {
         if self.aggregation.needs_updates() && needed > limit {
             let accepted = format!(
                 "at least {needed}, for cohort.size = {} deltas of {bytes} bytes that \
-                 aggregation.combine or measure_residual need at once",
+                 the rule of [aggregation] or measure_residual needs at once",
                 self.cohort.size
             );
             return setting("aggregation.max_buffered_bytes", limit, accepted);

@@ -26,6 +26,7 @@ pub mod concerns;
 pub mod config;
 pub mod coordinator;
 pub mod ledger;
+mod low_rank;
 pub mod message;
 pub mod mode;
 pub mod phase;

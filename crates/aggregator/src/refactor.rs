@@ -5,44 +5,24 @@
 //! that the clients' updates have used, the strongest first. What the model computes does not change.
 
 use floret_core::Layout;
-use nalgebra::DMatrix;
+
+use crate::low_rank::{LowRank, column, row};
 
 /// Puts in the place of each pair of factors in `values`, in layout order, those of its singular value
 /// decomposition. In f64, and in a fixed order; the largest value of each row of A is positive.
 ///
 /// A rank above the smaller side of a matrix leaves components of zeros.
 pub fn refactor(layout: &Layout, values: &mut [f32]) {
-    for [a, b] in layout.pairs() {
-        let [rank, inputs] = a.shape;
-        let matrix = |rows, columns, values: &[f32]| {
-            DMatrix::from_row_iterator(rows, columns, values.iter().map(|value| f64::from(*value)))
-        };
-        let left = matrix(b.shape[0], rank, &values[b.range()]).qr();
-        let right = matrix(rank, inputs, &values[a.range()]).transpose().qr();
-        let core = product(&left.r(), &right.r().transpose());
-        let svd = core.svd(true, true);
-        let (Some(u), Some(vt)) = (&svd.u, &svd.v_t) else { unreachable!("both were asked for") };
-        let (u, vt) = (product(&left.q(), u), product(vt, &right.q().transpose()));
+    for pair @ [a, b] in layout.pairs() {
+        let value = |at: usize| f64::from(values[at]);
+        let mut product = LowRank::default();
+        for component in 0..a.rank() {
+            product.push(column(b, component, value), row(a, component, value));
+        }
         values[a.range()].fill(0.0);
         values[b.range()].fill(0.0);
-        for (component, strength) in svd.singular_values.iter().enumerate() {
-            let row = vt.row(component);
-            let largest = row.iter().fold(0.0f64, |x, y| if y.abs() > x.abs() { *y } else { x });
-            let sign = if largest < 0.0 { -1.0 } else { 1.0 };
-            let of_a = values[a.range()].iter_mut().skip(component * inputs);
-            of_a.zip(row.iter()).for_each(|(slot, value)| *slot = (sign * value) as f32);
-            let of_b = values[b.range()].iter_mut().skip(component).step_by(rank);
-            let column = u.column(component);
-            of_b.zip(column.iter()).for_each(|(slot, x)| *slot = (sign * strength * x) as f32);
-        }
+        product.strongest(a.rank()).write(pair, 0, values);
     }
-}
-
-/// x y, its sums in order: a library's product may take another order on another processor.
-fn product(x: &DMatrix<f64>, y: &DMatrix<f64>) -> DMatrix<f64> {
-    DMatrix::from_fn(x.nrows(), y.ncols(), |row, column| {
-        (0..x.ncols()).map(|inner| x[(row, inner)] * y[(inner, column)]).sum()
-    })
 }
 
 #[cfg(test)]

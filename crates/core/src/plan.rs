@@ -28,6 +28,8 @@ pub struct Plan {
     pub base: BaseDigests,
     /// LoRA settings.
     pub lora: LoraConfig,
+    /// Rank components, the last, that nobody trains: they hold what the server folded into them.
+    pub folded_rank: usize,
     /// How to train.
     pub training: TrainingConfig,
     /// How to encode the delta.
@@ -73,6 +75,10 @@ pub struct TrainingConfig {
     pub accumulation: u32,
     /// Learning rate.
     pub learning_rate: f32,
+    /// Learning rate of the run's last round, to which it falls in equal steps from version to version; 0 for one
+    /// that stays. A plan has its own round's rate, and 0 here.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub final_learning_rate: f32,
     /// Decay of the first moment.
     pub beta1: f32,
     /// Decay of the second moment.
@@ -94,6 +100,10 @@ pub struct TrainingConfig {
     /// μ / 2 ‖w - w₀‖², for the values w₀ that it starts from. 0 for none.
     #[serde(skip_serializing_if = "is_zero")]
     pub proximal: f32,
+    /// λ of FedRot-LoRA (2026, arXiv 2602.23638): how far a device turns its factors back towards those that it began
+    /// with before it sends anything, 0 for not at all to 1 for as far as a rotation can.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub alignment: f32,
 }
 
 fn is_zero(value: &f32) -> bool {
@@ -108,6 +118,7 @@ impl Default for TrainingConfig {
             sequence_length: 128,
             accumulation: 1,
             learning_rate: 3e-3,
+            final_learning_rate: 0.0,
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
@@ -116,6 +127,7 @@ impl Default for TrainingConfig {
             freeze: Freeze::None,
             nested_ranks: false,
             proximal: 0.0,
+            alignment: 0.0,
         }
     }
 }
@@ -149,14 +161,21 @@ impl TrainingConfig {
             }
         }
         type Check = (&'static str, f32, fn(f32) -> bool, &'static str);
-        let numbers: [Check; 7] = [
+        let numbers: [Check; 9] = [
             ("learning_rate", self.learning_rate, |x| x > 0.0 && x <= 10.0, "above 0, up to 10"),
+            (
+                "final_learning_rate",
+                self.final_learning_rate,
+                |x| (0.0..=10.0).contains(&x),
+                "0 (learning_rate stays), or up to 10",
+            ),
             ("beta1", self.beta1, |x| (0.0..1.0).contains(&x), "0 or more, below 1"),
             ("beta2", self.beta2, |x| (0.0..1.0).contains(&x), "0 or more, below 1"),
             ("epsilon", self.epsilon, |x| x > 0.0 && x <= 1.0, "above 0, up to 1"),
             ("weight_decay", self.weight_decay, |x| (0.0..=10.0).contains(&x), "0 to 10"),
             ("max_grad_norm", self.max_grad_norm, |x| x.is_finite() && x >= 0.0, "0 or more"),
             ("proximal", self.proximal, |x| (0.0..=1000.0).contains(&x), "0 to 1000"),
+            ("alignment", self.alignment, |x| (0.0..=1.0).contains(&x), "0 to 1"),
         ];
         for (field, value, in_range, accepted) in numbers {
             if !in_range(value) {
@@ -164,6 +183,17 @@ impl TrainingConfig {
             }
         }
         Ok(())
+    }
+
+    /// The training that starts from `version` of a run of `rounds` versions: with the learning rate of that
+    /// version.
+    #[must_use]
+    pub fn from_version(&self, version: Version, rounds: u32) -> Self {
+        let last = f64::from(rounds.saturating_sub(1).max(1));
+        let gone = (version.0 as f64 / last).min(1.0);
+        let [first, end] = [self.learning_rate, self.final_learning_rate].map(f64::from);
+        let rate = if end == 0.0 { first } else { first + gone * (end - first) };
+        Self { learning_rate: rate as f32, final_learning_rate: 0.0, ..self.clone() }
     }
 
     /// Tokens that a round trains on at most.
@@ -189,13 +219,30 @@ mod tests {
             (TrainingConfig { max_steps: 0, ..good() }, "max_steps"),
             (TrainingConfig { sequence_length: 1, ..good() }, "sequence_length"),
             (TrainingConfig { learning_rate: f32::NAN, ..good() }, "learning_rate"),
+            (TrainingConfig { final_learning_rate: -1.0, ..good() }, "final_learning_rate"),
             (TrainingConfig { beta2: 1.0, ..good() }, "beta2"),
             (TrainingConfig { max_grad_norm: f32::INFINITY, ..good() }, "max_grad_norm"),
             (TrainingConfig { proximal: -0.1, ..good() }, "proximal"),
+            (TrainingConfig { alignment: 1.5, ..good() }, "alignment"),
         ];
         for (config, field) in bad {
             assert!(config.validate().unwrap_err().to_string().contains(field));
         }
+    }
+
+    #[test]
+    fn a_learning_rate_falls_from_version_to_version() {
+        let training = TrainingConfig {
+            learning_rate: 0.5,
+            final_learning_rate: 0.25,
+            ..TrainingConfig::default()
+        };
+        let rate = |version| training.from_version(Version(version), 5).learning_rate;
+        assert_eq!([0, 1, 2, 3, 4, 5].map(rate), [0.5, 0.4375, 0.375, 0.3125, 0.25, 0.25]);
+        let stays = TrainingConfig::default();
+        assert_eq!(stays.from_version(Version(3), 5), stays);
+        // A run of one round begins as any other.
+        assert_eq!(training.from_version(Version(0), 1).learning_rate, 0.5);
     }
 
     #[test]

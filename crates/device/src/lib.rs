@@ -8,10 +8,12 @@
 //!
 //! - [`trainer`]: the seam to whatever trains
 //! - [`limits`]: what a device is willing to do, and which plans it declines
-//! - [`pipeline`], [`residual`]: from a trained adapter to an encoded update, and what that leaves out
+//! - [`pipeline`], [`residual`]: from a trained adapter to an encoded update, and what that leaves out;
+//!   `align`: factors turned towards those of everybody else
 //! - [`session`]: the state machine, one file for each phase
 //! - [`store`]: where what must outlive a crash is kept
 
+mod align;
 pub mod limits;
 pub mod pipeline;
 pub mod residual;

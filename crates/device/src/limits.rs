@@ -89,9 +89,13 @@ pub fn check_plan(
     }
     same("base model", plan.base.base, model.digests.base)?;
     same("tokenizer", plan.base.tokenizer, model.digests.tokenizer)?;
+    let trained = plan.lora.rank.saturating_sub(plan.folded_rank);
+    if trained == 0 {
+        return Err(Refusal::Invalid("no rank component is left to train".to_owned()));
+    }
     let rank = match plan.training.nested_ranks && limits.max_rank > 0 {
-        true => plan.lora.rank.min(limits.max_rank),
-        false => plan.lora.rank,
+        true => trained.min(limits.max_rank),
+        false => trained,
     };
     within("as LoRA rank", rank as u64, limits.max_rank as u64)?;
     let layout = Layout::new(&model.config, &plan.lora).map_err(|error| invalid(&error))?;

@@ -1,11 +1,13 @@
 //! From a trained adapter to an encoded update.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use floret_core::ClientUpdate;
 use floret_core::payload::Encoder;
 use floret_core::seed::Purpose;
 
+use crate::align::align;
 use crate::residual::Residual;
 use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
 
@@ -18,7 +20,8 @@ pub struct Pending {
     pub residual: Option<Arc<Residual>>,
 }
 
-/// Encodes what training changed: delta = after - before, and with error feedback what `residual` has.
+/// Encodes what training changed: delta = after - before, and with error feedback what `residual` has. If the plan asks for
+/// it, factors are turned towards those before first.
 /// Rounding, rotation and the first segment are drawn from the plan's seed.
 ///
 /// # Errors
@@ -38,14 +41,18 @@ pub fn encode_update(
         let problem = format!("training gave {got} values where the adapter has {want}");
         return Err(TrainError::Unsupported(problem));
     }
-    let delta: Vec<f32> = after.iter().zip(before).map(|(after, before)| after - before).collect();
     let (plan, layout) = (&task.plan, task.adapter.layout());
+    let mut after = Cow::from(after);
+    if plan.training.alignment > 0.0 && after.iter().all(|value| value.is_finite()) {
+        align(layout, plan.version, plan.training.alignment, before, after.to_mut());
+    }
+    let delta: Vec<f32> = after.iter().zip(before).map(|(after, before)| after - before).collect();
     if !task.scope.holds(layout, &delta) {
         let problem = "training changed values that the plan leaves as they are".to_owned();
         return Err(TrainError::Unsupported(problem));
     }
     let mut rng = plan.seed.derive(Purpose::Rounding, plan.round, Some(&task.client)).stream();
-    let encoder = Encoder::new(plan.compression, layout).leading_to(after).shared(plan.shared());
+    let encoder = Encoder::new(plan.compression, layout).leading_to(&after).shared(plan.shared());
     let encoded = if plan.error_feedback > 0.0 {
         let held = task.scope.outside(layout);
         Residual::encode(encoder, residual, plan, layout, &held, delta, &mut rng)

@@ -7,7 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use floret_aggregator::config::CohortConfig;
+use floret_aggregator::config::{CohortConfig, MixedRanks};
 use floret_aggregator::{Coordinator, RunConfig, RunState};
 use floret_core::scope::Freeze;
 use floret_core::{Layout, Seed};
@@ -79,10 +79,70 @@ fn a_frozen_factor_leaves_no_residual() {
             let residual = round.residual.unwrap();
             match freeze {
                 Freeze::None => assert!(residual.relative > 1e-3, "{residual:?}"),
-                Freeze::A | Freeze::Alternate => assert_eq!(residual.norm, 0.0, "{freeze:?}"),
+                // The sum is rounded to its grid.
+                Freeze::A | Freeze::Alternate => {
+                    assert!(residual.relative < 1e-6, "{freeze:?}: {residual:?}");
+                }
             }
         }
     }
+}
+
+/// FedEx: what the mean of factors leaves out is folded into components that no device trains, and then nothing is
+/// left out; the mean with a B that makes up for it leaves less out than without.
+#[test]
+fn what_the_mean_leaves_out_can_be_made_up_for() {
+    let run = |change: fn(&mut RunConfig)| {
+        let mut config = everyone();
+        config.aggregation.measure_residual = true;
+        change(&mut config);
+        simulate(config, &[64], 1)
+    };
+    let largest = |ending: &Ending| {
+        let residuals = ending.rounds.iter().map(|round| round.residual.unwrap().relative);
+        residuals.fold(0.0, f64::max)
+    };
+    let mean = largest(&run(|_| ()));
+    let corrected = largest(&run(|config| config.aggregation.least_squares = true));
+    assert!(corrected < mean, "{corrected} of {mean}");
+    let folded = run(|config| {
+        config.lora.rank += 16;
+        config.aggregation.fold_residual = 16;
+    });
+    assert!(largest(&folded) < 1e-5, "{} of {mean}", largest(&folded));
+    let after = &folded.coordinator.state().adapter;
+    let [_, b] = after.layout().pairs().next().unwrap();
+    let last = after.values()[b.range()].iter().skip(b.rank() - 16).step_by(b.rank());
+    assert!(last.map(|value| value.abs()).fold(0.0, f32::max) > 0.0);
+}
+
+/// Stacks lose less of the mean of products than nested ranks do, and no device is of another opinion on what is global.
+#[test]
+fn mixed_ranks_make_one_adapter_in_each_way() {
+    let run = |mixed_ranks| {
+        let mut config = everyone();
+        config.training.nested_ranks = true;
+        config.aggregation.measure_residual = true;
+        config.aggregation.mixed_ranks = mixed_ranks;
+        simulate(config, &[1, 2], 1)
+    };
+    let first = |ending: &Ending| ending.rounds[0].residual.unwrap().relative;
+    let [nested, stacked, padded, hetlora] =
+        [MixedRanks::Nested, MixedRanks::Stacked, MixedRanks::ZeroPadding, MixedRanks::Hetlora]
+            .map(run);
+    assert!(first(&stacked) < first(&nested), "{} of {}", first(&stacked), first(&nested));
+    assert!(first(&padded) > first(&nested) && first(&hetlora) > first(&nested));
+}
+
+#[test]
+fn aligned_factors_lead_elsewhere() {
+    let run = |alignment| {
+        let mut config = everyone();
+        config.training.alignment = alignment;
+        simulate(config, &[2], 1).coordinator.state().adapter.digest()
+    };
+    assert_eq!(run(0.0), run(0.0));
+    assert_ne!(run(0.5), run(0.0));
 }
 
 /// FedSVD: B alone is sent, and A's rows are orthonormal after each version.

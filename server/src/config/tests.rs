@@ -1,5 +1,5 @@
 use floret_aggregator::combine::Robust;
-use floret_aggregator::config::Mode;
+use floret_aggregator::config::{MixedRanks, Mode};
 use toml::{Table, Value};
 
 use super::*;
@@ -32,17 +32,21 @@ fn the_sample_is_the_defaults_and_names_every_option() {
         "freeze",
         "nested_ranks",
         "proximal",
+        "final_learning_rate",
+        "mixed_ranks",
     ] {
         strategies = strategies.replace(&format!("\n# {option} ="), &format!("\n{option} ="));
     }
     let strategy = parse(&strategies).unwrap();
     assert!(strategy.training.freeze.is_none() && strategy.training.nested_ranks);
     assert_eq!(strategy.training.proximal, 0.01);
+    assert_eq!(strategy.training.final_learning_rate, 0.0005);
     let strategy = strategy.aggregation;
     let adam = strategy.server_optimizer.adaptive.unwrap();
     assert_eq!((adam.beta2(), adam.tau()), (Some(0.99), 0.001));
     assert_eq!(strategy.combine, Some(Robust::TrimmedMean { trim: 1 }));
     assert!(strategy.measure_residual);
+    assert_eq!(strategy.mixed_ranks, MixedRanks::Nested);
     assert_eq!(strategy.max_buffered_bytes, Aggregation::default().max_buffered_bytes);
     let bare: Vec<&str> = SAMPLE.lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(parse(&bare.join("\n")).unwrap(), Config::default());

@@ -52,6 +52,15 @@ pub(crate) fn pair_layout() -> Arc<Layout> {
     Arc::new(Layout::new(&model.unwrap(), &lora).unwrap())
 }
 
+/// Deltas from zero of the vectors' three clients, of ranks 1, 2 and 2: block `hetero`.
+pub(crate) fn mixed_clients(layout: &Layout) -> [ClippedDelta; 3] {
+    let mut clients = values::CLIENTS;
+    let (a, b) = &mut clients[0];
+    a[1].fill(0.0);
+    b.iter_mut().for_each(|row| row[1] = 0.0);
+    clients.map(|(a, b)| clipped(layout, 1e6, &values::flat(a, b)))
+}
+
 /// The delta of these values.
 pub(crate) fn clipped(layout: &Layout, clip_norm: f32, values: &[f32]) -> ClippedDelta {
     let mut rng = Seed::from_number(0).stream();

@@ -14,10 +14,9 @@ impl Coordinator {
     /// # Errors
     /// Settings that name a rule themselves, or under which the median would be refused.
     pub fn with_rule(self, rule: Box<dyn Combine>) -> Result<Self, InvalidRun> {
-        let Aggregation { combine, .. } = self.config.aggregation;
-        if let Some(named) = combine {
+        if let Some(named) = self.config.aggregation.rule() {
             return Err(InvalidRun::Setting {
-                setting: "aggregation.combine",
+                setting: "aggregation",
                 value: format!("{named:?}"),
                 accepted: "none with a rule of one's own".to_owned(),
             });
@@ -53,13 +52,14 @@ impl Coordinator {
             deltas.push(updates.update(client, receipt)?.delta().clone());
             weights.push(receipt.weight);
         }
-        let named = aggregation.combine.as_ref().map(|rule| rule as &dyn Combine);
-        let combined = match self.rule.as_deref().or(named) {
+        let named = aggregation.rule();
+        let combined = match self.rule.as_deref().or(named.as_deref()) {
             Some(rule) => rule.combine(layout, before, &deltas, &weights),
             None => round.mean(&self.config, layout, before),
         };
         let measured = aggregation.measure_residual;
-        let residual = measured.then(|| Residual::of(layout, before, &deltas, &weights));
+        let updates = (&deltas[..], &weights[..]);
+        let residual = measured.then(|| Residual::of(layout, before, updates, &combined));
         Ok((combined, residual))
     }
 }

@@ -11,7 +11,7 @@ use floret_core::{ClientUpdate, LoraConfig, ModelConfig, Payload, Receipt, Seed,
 use super::*;
 use crate::clipped::ClippedDelta;
 use crate::combine::Robust;
-use crate::config::{Aggregation, BufferedConfig, CohortConfig, Mode, Timing};
+use crate::config::{Aggregation, BufferedConfig, CohortConfig, MixedRanks, Mode, Timing};
 use crate::server_optimizer::{Adaptive, ServerOptimizer};
 use crate::store::{MemoryStore, Store as _};
 

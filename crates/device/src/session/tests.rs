@@ -40,6 +40,7 @@ fn plan() -> Plan {
         layout_digest: adapter().layout().digest(),
         base: model().digests,
         lora: plan_settings(),
+        folded_rank: 0,
         training: TrainingConfig::default(),
         compression: Compression::None,
         error_feedback: 0.0,

@@ -88,7 +88,8 @@ impl Judge {
         let train = |index: &usize| self.people.train_documents(*index);
         let documents: Vec<Document> = self.chosen.iter().flat_map(train).collect();
         let sequences = LocalData::of(documents, Vec::new()).train(self.length());
-        let training = TrainingConfig { learning_rate, ..self.training.clone() };
+        let training =
+            TrainingConfig { learning_rate, final_learning_rate: 0.0, ..self.training.clone() };
         let shuffle = self.seed.derive(Purpose::Shuffle, Round(0), None);
         let adapter = self.train(first, &sequences, &training, (steps, &shuffle))?;
         Ok(pooled(&self.losses(Some(&adapter))?))

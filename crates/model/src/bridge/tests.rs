@@ -37,6 +37,7 @@ fn task_and_trainer(options: TrainerOptions) -> (TrainingTask, LocalTrainer) {
         layout_digest: adapter.layout().digest(),
         base: BaseDigests { base: any, tokenizer: any },
         lora,
+        folded_rank: 0,
         training,
         compression: Compression::None,
         error_feedback: 0.0,

@@ -84,20 +84,6 @@ fn forbidden_settings_are_named() {
             "training.freeze",
         ),
         (
-            RunConfig {
-                aggregation: Aggregation { measure_residual: true, ..aggregation },
-                ..trains(TrainingConfig { nested_ranks: true, ..TrainingConfig::default() })
-            },
-            "training.nested_ranks",
-        ),
-        (
-            RunConfig {
-                aggregation: Aggregation { zero_padding: true, ..aggregation },
-                ..config()
-            },
-            "aggregation.zero_padding",
-        ),
-        (
             RunConfig { aggregation: Aggregation { refactor: true, ..aggregation }, ..config() },
             "aggregation.refactor is true: use false, or training.freeze",
         ),
@@ -168,6 +154,99 @@ fn forbidden_settings_are_named() {
         assert!(error.contains(word), "{word}: {error}");
     }
     assert!(config().validate().is_ok() && buffered(good).validate().is_ok());
+}
+
+/// What looks at factors as factors goes together with little else: each is accepted, and refused after each change.
+#[test]
+fn rules_on_factors_name_what_they_do_not_go_together_with() {
+    type Change = fn(&mut RunConfig);
+    let check = |rule: Change, name: &str, changes: &[(Change, &str)]| {
+        let mut config = RunConfig { error_feedback: 0.0, ..config() };
+        rule(&mut config);
+        config.validate().unwrap();
+        for (change, word) in changes {
+            let mut config = config.clone();
+            change(&mut config);
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(word), "{name}, {word}: {error}");
+        }
+    };
+    let buffered: Change = |config| config.mode = Mode::Buffered(BufferedConfig::default());
+    let momentum: Change = |config| config.aggregation.server_optimizer.momentum = 0.5;
+    let half: Change = |config| config.aggregation.server_optimizer.learning_rate = 0.5;
+    let steps: Change = |config| config.aggregation.download_compression = Compression::Int8;
+    let median: Change = |config| config.aggregation.combine = Some(Robust::Median {});
+    let fold: Change = |config| config.aggregation.fold_residual = 1;
+    let correct: Change = |config| config.aggregation.least_squares = true;
+    let nested: Change = |config| config.training.nested_ranks = true;
+    let flat: Change = |config| config.training.nested_ranks = false;
+    let freeze: Change = |config| config.training.freeze = Freeze::A;
+    let stacked: Change = |config| {
+        config.training.nested_ranks = true;
+        config.aggregation.mixed_ranks = MixedRanks::Stacked;
+    };
+    let hetlora: Change = |config| {
+        config.training.nested_ranks = true;
+        config.aggregation.mixed_ranks = MixedRanks::Hetlora;
+    };
+    let lossy: Change = |config| {
+        config.training.nested_ranks = true;
+        config.aggregation.mixed_ranks = MixedRanks::Stacked;
+        config.compression = "bits1".parse().unwrap();
+        config.error_feedback = 0.5;
+    };
+    check(
+        nested,
+        "nested_ranks",
+        &[
+            (buffered, "run.mode"),
+            (median, "combine"),
+            (fold, "fold_residual"),
+            (correct, "least_squares"),
+        ],
+    );
+    check(hetlora, "mixed_ranks is \"hetlora\"", &[(flat, "nested_ranks")]);
+    check(
+        stacked,
+        "mixed_ranks is \"stacked\"",
+        &[
+            (flat, "nested_ranks"),
+            (momentum, "momentum"),
+            (steps, "download_compression"),
+            (freeze, "freeze"),
+        ],
+    );
+    let error = {
+        let mut config = config();
+        lossy(&mut config);
+        config.validate().unwrap_err().to_string()
+    };
+    assert!(error.contains("error_feedback") || error.contains("run.compression"), "{error}");
+    check(
+        fold,
+        "fold_residual",
+        &[
+            (|config| config.aggregation.fold_residual = config.lora.rank, "0 to 1"),
+            (freeze, "training.freeze"),
+            (median, "combine"),
+            (correct, "least_squares"),
+            (momentum, "server optimizer"),
+            (half, "learning_rate = 1"),
+            (steps, "download_compression"),
+        ],
+    );
+    check(correct, "least_squares", &[(freeze, "training.freeze"), (median, "combine")]);
+    check(
+        |config| config.training.alignment = 0.5,
+        "training.alignment",
+        &[(freeze, "training.freeze"), (nested, "training.nested_ranks"), (fold, "fold_residual")],
+    );
+    for rule in [fold, correct] {
+        let mut config = config();
+        rule(&mut config);
+        buffered(&mut config);
+        assert!(config.validate().unwrap_err().to_string().contains("run.mode"));
+    }
 }
 
 /// FedSVD, and then what `change` makes of it.
