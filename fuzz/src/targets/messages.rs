@@ -181,6 +181,7 @@ fn sample_plan() -> Plan {
         layout_digest: layouts()[0].digest(),
         base: BaseDigests { base: Digest::of(b"base"), tokenizer: Digest::of(b"tokenizer") },
         lora: lora(1, &[TargetModule::QProj]),
+        folded_rank: 1,
         training: TrainingConfig::default(),
         compression: Compression::Int8,
         error_feedback: 0.95,

@@ -35,6 +35,21 @@ pub(super) const MEASURES: &[Measure] = &[
         of: |run, baseline| Some(run.final_loss()? / baseline.final_loss()?),
     },
     Measure {
+        key: "gain_over_baseline",
+        label: "gain as a share of the baseline's",
+        unit: Unit::Loss,
+        of: |run, baseline| {
+            let of_baseline = baseline.gain().filter(|gain| *gain > 0.0)?;
+            Some(run.gain()? / of_baseline)
+        },
+    },
+    Measure {
+        key: "loss_over_central",
+        label: "loss as a share of that of training in one place",
+        unit: Unit::Loss,
+        of: |run, _| run.summary.central.as_ref().map(|central| central.federated_over_central),
+    },
+    Measure {
         key: "worst_decile_loss",
         label: "loss of the worst tenth of clients",
         unit: Unit::Loss,
@@ -188,6 +203,7 @@ impl Unit {
 mod tests {
     use super::super::outcome::tests::outcome;
     use super::*;
+    use crate::simulate::results::Central;
 
     fn figure(key: &str, run: &Outcome, baseline: &Outcome) -> Option<f64> {
         (MEASURES.iter().find(|measure| measure.key == key).unwrap().of)(run, baseline)
@@ -217,6 +233,14 @@ mod tests {
         near("f32_over_upload", &run, 80.0);
         near("loss_over_baseline", &run, 1.0);
         near("gain", &run, 1.0);
+        let half = outcome(3.0, &[Some(2.5)], 100);
+        near("gain_over_baseline", &half, 0.5);
+        let mut central = half.clone();
+        let losses = vec![(0.01, 2.0)];
+        let of = Central { steps: 9, losses, best: 2.0, federated_over_central: 1.25 };
+        central.summary.central = Some(of);
+        near("loss_over_central", &central, 1.25);
+        assert_eq!(figure("loss_over_central", &half, &baseline), None);
     }
 
     #[test]
@@ -227,6 +251,9 @@ mod tests {
             assert_eq!(figure(key, &run, &baseline), None, "{key}");
         }
         assert_eq!(figure("personal_loss", &run, &baseline), None);
+        // Nothing is a share of no gain.
+        let lost = outcome(3.0, &[Some(3.0)], 100);
+        assert_eq!(figure("gain_over_baseline", &run, &lost), None);
         let mut nobody = outcome(3.0, &[Some(2.0)], 0);
         (nobody.summary.updates, nobody.summary.federated) = (0, None);
         assert_eq!(figure("bytes_up_per_update", &nobody, &baseline), None);
