@@ -18,9 +18,11 @@ use crate::combine::{Combine, Robust, WeightedMean};
 use crate::mode::FRESH_WEIGHT;
 pub use crate::mode::{BufferedConfig, Mode};
 use crate::server_optimizer::ServerOptimizer;
+pub use factors::MixedRanks;
 
 mod compression;
 mod factors;
+mod optimizer;
 
 /// Settings of one run.
 #[derive(Debug, Clone, PartialEq)]
@@ -164,27 +166,6 @@ impl Default for Aggregation {
             server_optimizer: ServerOptimizer::default(),
             download_compression: Compression::None,
         }
-    }
-}
-
-/// How clients of mixed ranks make one adapter.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MixedRanks {
-    /// Each rank component is the mean over those that trained it.
-    #[default]
-    Nested,
-    /// A component counts as zero for those that did not train it: a baseline.
-    ZeroPadding,
-    /// [`crate::combine::hetlora`]: another.
-    Hetlora,
-    /// [`crate::combine::stacked`]: the mean of products instead of factors, cut to the run's rank.
-    Stacked,
-}
-
-impl MixedRanks {
-    fn is_nested(&self) -> bool {
-        *self == Self::Nested
     }
 }
 
@@ -411,7 +392,7 @@ impl RunConfig {
                             of a buffer begin with different adapters, and cannot be compared";
             return setting("run.mode", self.mode.name(), accepted);
         }
-        validate_server_optimizer(aggregation.server_optimizer)
+        optimizer::validate(aggregation.server_optimizer)
     }
 
     /// With the fewest updates that a round may close with, each rule must have enough.
@@ -473,29 +454,6 @@ impl RunConfig {
         }
         Ok(())
     }
-}
-
-fn validate_server_optimizer(optimizer: ServerOptimizer) -> Result<(), InvalidRun> {
-    let ServerOptimizer { learning_rate, momentum, adaptive } = optimizer;
-    if !(learning_rate > 0.0 && learning_rate <= 100.0) {
-        let name = "aggregation.server_optimizer.learning_rate";
-        return setting(name, learning_rate, "above 0, up to 100");
-    }
-    if !(0.0..1.0).contains(&momentum) {
-        let name = "aggregation.server_optimizer.momentum";
-        return setting(name, momentum, "0 or more, below 1");
-    }
-    let Some(adaptive) = adaptive else { return Ok(()) };
-    if let Some(beta2) = adaptive.beta2().filter(|beta2| !(0.0..1.0).contains(beta2)) {
-        let name = "aggregation.server_optimizer.adaptive.beta2";
-        return setting(name, beta2, "0 or more, below 1");
-    }
-    // Its square is where the second moment begins, which an f32 must hold.
-    if !(1e-15..=1.0).contains(&adaptive.tau()) {
-        let name = "aggregation.server_optimizer.adaptive.tau";
-        return setting(name, adaptive.tau(), "1e-15 to 1");
-    }
-    Ok(())
 }
 
 /// Staleness alone makes weights here, so that sums are bounded by the number of updates.

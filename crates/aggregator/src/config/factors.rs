@@ -1,8 +1,30 @@
 //! What goes together with rules that look at factors as factors: mixed ranks, and what makes up for the mean of factors.
 
 use floret_core::scope::Freeze;
+use serde::{Deserialize, Serialize};
 
-use super::{InvalidRun, MixedRanks, RunConfig, setting};
+use super::{InvalidRun, RunConfig, setting};
+
+/// How clients of mixed ranks make one adapter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MixedRanks {
+    /// Each rank component is the mean over those that trained it.
+    #[default]
+    Nested,
+    /// A component counts as zero for those that did not train it: a baseline.
+    ZeroPadding,
+    /// [`crate::combine::hetlora`]: another.
+    Hetlora,
+    /// [`crate::combine::stacked`]: the mean of products instead of factors, cut to the run's rank.
+    Stacked,
+}
+
+impl MixedRanks {
+    pub(super) fn is_nested(&self) -> bool {
+        *self == Self::Nested
+    }
+}
 
 impl RunConfig {
     pub(super) fn validate_factors(&self) -> Result<(), InvalidRun> {
