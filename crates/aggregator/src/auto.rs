@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(chosen(&config, LARGE, Some(10)), ["sparse5%", "sparse15%"]);
         assert_eq!(chosen(&config, LARGE, Some(1000)), ["bits1", "none"]);
         assert_eq!(chosen(&config, LARGE, None), ["bits1", "none"]);
-        let cohort = CohortConfig { min_population: 20, ..config.cohort };
+        let cohort = CohortConfig { min_population: 20, ..config.cohort.clone() };
         assert_eq!(chosen(&RunConfig { cohort, ..config.clone() }, LARGE, None)[0], "sparse5%");
         let training = TrainingConfig { freeze: Freeze::A, ..TrainingConfig::default() };
         let frozen = RunConfig { training, ..config.clone() };

@@ -8,12 +8,14 @@
 //! factors are averaged.
 //!
 //! - [`weighted_mean`]; [`trimmed_mean`], also the median
-//! - [`krum`], [`geometric_median`], [`centered_clipping`], on [`geometry`]
+//! - [`krum`], [`geometric_median`], [`centered_clipping`], [`dnc`], [`fltrust`], on [`geometry`]
 //! - [`stacked`], [`hetlora`]: mixed ranks otherwise than by nested ranks
 //! - [`fold`], [`least_squares`]: what the mean of factors leaves out of the mean of products, made up for
 //! - [`residual`]: how far an aggregate is from the mean of products
 
 pub mod centered_clipping;
+pub mod dnc;
+pub mod fltrust;
 pub mod fold;
 pub mod geometric_median;
 pub mod geometry;
@@ -77,6 +79,13 @@ pub enum Robust {
         #[serde(default = "Robust::default_weiszfeld_steps")]
         iterations: u32,
     },
+    /// The mean without those that stand out along the direction in which updates differ most.
+    Dnc {
+        /// Updates that may be hostile: as many are left out.
+        byzantine: u32,
+    },
+    /// What agrees with the update of the trusted client, at its length: `cohort.trusted`.
+    Fltrust {},
     /// A walk from no change towards the updates, each of which pulls by `radius` at most.
     CenteredClipping {
         /// The farthest that an update pulls in a step, as a distance of products.
@@ -101,19 +110,20 @@ impl Robust {
 }
 
 impl Combine for Robust {
-    /// Each delta has the same say, whatever its weight; zeros if there are none. Sums are in f64 and in a
-    /// fixed order.
+    /// Each delta has the same say, whatever its weight, but for FLTrust, whose root is the one with a weight; zeros
+    /// if there are none. Sums are in f64 and in a fixed order.
     fn combine(
         &self,
         layout: &Layout,
         before: &[f32],
         deltas: &[ClippedDelta],
-        _: &[u32],
+        of_operator: &[u32],
     ) -> Vec<f32> {
         if deltas.is_empty() {
             return vec![0.0; layout.len()];
         }
         let distances = || Distances::of_updates(layout, before, deltas);
+        let from_no_change = || Distances::of_no_change_and_updates(layout, before, deltas);
         let weights = match *self {
             Self::Median {} => return by_coordinate(deltas, trimmed_mean::median),
             Self::TrimmedMean { trim } => {
@@ -127,9 +137,13 @@ impl Combine for Robust {
             Self::GeometricMedian { iterations } => {
                 geometric_median::weights(&distances(), iterations)
             }
+            Self::Dnc { byzantine } => dnc::weights(&distances(), byzantine as usize),
+            Self::Fltrust {} => {
+                let root = of_operator.iter().position(|weight| *weight > 0);
+                root.map_or_else(Vec::new, |root| fltrust::weights(&from_no_change(), root))
+            }
             Self::CenteredClipping { radius, iterations } => {
-                let distances = Distances::of_no_change_and_updates(layout, before, deltas);
-                centered_clipping::weights(&distances, radius, iterations)
+                centered_clipping::weights(&from_no_change(), radius, iterations)
             }
         };
         weighted(deltas, &weights)

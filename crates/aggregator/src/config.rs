@@ -7,7 +7,7 @@ use floret_core::lora::InvalidLora;
 use floret_core::payload::Compression;
 use floret_core::plan::{InvalidTraining, TrainingConfig};
 use floret_core::scope::Freeze;
-use floret_core::{Layout, LoraConfig, RunId, Scope, Seed, Version};
+use floret_core::{ClientId, Layout, LoraConfig, RunId, Scope, Seed, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::combine::fold::Fold;
@@ -57,7 +57,7 @@ pub struct RunConfig {
 }
 
 /// Whom a round chooses, and how many it needs.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CohortConfig {
     /// Updates wanted: a round closes when it has this many.
@@ -68,11 +68,15 @@ pub struct CohortConfig {
     pub quorum: u32,
     /// Connected clients awaited before a cohort is drawn; 0 for as many as are chosen.
     pub min_population: u32,
+    /// A client that the operator trusts, as the rule FLTrust needs it: it is in every cohort, and a round without its
+    /// update is abandoned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trusted: Option<ClientId>,
 }
 
 impl Default for CohortConfig {
     fn default() -> Self {
-        Self { size: 4, over_selection: 1.0, quorum: 3, min_population: 0 }
+        Self { size: 4, over_selection: 1.0, quorum: 3, min_population: 0, trusted: None }
     }
 }
 
@@ -303,10 +307,14 @@ impl RunConfig {
         Ok(())
     }
 
-    /// The weight of an update of a synchronous round that says it comes from `num_examples`. The robust
-    /// rules give each the same say, and a sum of linear payloads has no weights.
+    /// The weight of an update of `client` in a synchronous round, which says that it comes from `num_examples`.
+    /// The robust rules give each the same say, and a sum of linear payloads has no weights. Where one client is
+    /// trusted, it alone has a weight: that of the others is what it makes of them.
     #[must_use]
-    pub fn weight(&self, num_examples: u32) -> u32 {
+    pub fn weight(&self, client: &ClientId, num_examples: u32) -> u32 {
+        if let Some(trusted) = &self.cohort.trusted {
+            return u32::from(trusted == client);
+        }
         let equal = self.aggregation.combine.is_some()
             || matches!(self.compression, Compression::Linear(_));
         if equal { 1 } else { num_examples.min(self.aggregation.max_examples) }
@@ -387,12 +395,26 @@ impl RunConfig {
         if let Some(rule) = aggregation.combine {
             self.validate_combine(rule)?;
         }
+        self.validate_trusted()?;
         if aggregation.needs_updates() && !self.mode.is_synchronous() {
             let accepted = "\"synchronous\" with a rule of [aggregation] or measure_residual: updates \
                             of a buffer begin with different adapters, and cannot be compared";
             return setting("run.mode", self.mode.name(), accepted);
         }
         optimizer::validate(aggregation.server_optimizer)
+    }
+
+    /// Who is trusted matters to one rule, and that rule makes all weights.
+    fn validate_trusted(&self) -> Result<(), InvalidRun> {
+        let Some(trusted) = &self.cohort.trusted else { return Ok(()) };
+        let accepted = if self.aggregation.combine != Some(Robust::Fltrust {}) {
+            "none without aggregation.combine = { rule = \"fltrust\" }"
+        } else if self.aggregation.measure_residual {
+            "none with aggregation.measure_residual, which goes by weights of examples"
+        } else {
+            return Ok(());
+        };
+        setting("cohort.trusted", trusted, accepted)
     }
 
     /// With the fewest updates that a round may close with, each rule must have enough.
@@ -417,6 +439,14 @@ impl RunConfig {
                 let accepted = format!("1 to {most}, cohort.quorum without byzantine");
                 return setting("aggregation.combine.keep", keep, accepted);
             }
+            Robust::Dnc { byzantine } if 2 * u64::from(byzantine) >= quorum => {
+                let accepted = format!("less than half of cohort.quorum = {quorum}");
+                return setting("aggregation.combine.byzantine", byzantine, accepted);
+            }
+            Robust::Fltrust {} if self.cohort.trusted.is_none() => {
+                let accepted = "another rule without cohort.trusted, the client whose update others are compared with";
+                return setting("aggregation.combine.rule", "\"fltrust\"", accepted);
+            }
             Robust::CenteredClipping { radius, .. } if !(radius.is_finite() && radius > 0.0) => {
                 return setting("aggregation.combine.radius", radius, "a positive number");
             }
@@ -428,6 +458,8 @@ impl RunConfig {
                 return setting("aggregation.combine.iterations", iterations, accepted);
             }
             Robust::TrimmedMean { .. }
+            | Robust::Dnc { .. }
+            | Robust::Fltrust {}
             | Robust::Krum { .. }
             | Robust::MultiKrum { .. }
             | Robust::GeometricMedian { .. }

@@ -89,7 +89,7 @@ impl Settings {
             compression: config.compression,
             error_feedback: Some(config.feedback()).filter(|share| *share > 0.0),
             mode: config.mode,
-            cohort: config.cohort,
+            cohort: config.cohort.clone(),
             aggregation: config.aggregation,
         }
     }

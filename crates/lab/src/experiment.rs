@@ -252,7 +252,7 @@ impl Experiment {
             compression: Compression::None,
             error_feedback: self.run.error_feedback,
             mode: self.run.mode.with(self.buffered),
-            cohort: self.cohort,
+            cohort: self.cohort.clone(),
             timing: self.timing.timing(),
             aggregation: self.aggregation,
         };

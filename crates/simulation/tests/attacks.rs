@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use floret_aggregator::combine::Robust;
 use floret_aggregator::config::CohortConfig;
 use floret_aggregator::{Coordinator, RunConfig, RunState};
 use floret_core::payload::Compression;
@@ -41,7 +42,8 @@ impl Trainer for Steady {
 
 fn config() -> RunConfig {
     let size = DEVICES;
-    let cohort = CohortConfig { size, over_selection: 1.0, quorum: size, min_population: 0 };
+    let cohort =
+        CohortConfig { size, over_selection: 1.0, quorum: size, min_population: 0, trusted: None };
     RunConfig { rounds: 1, compression: Compression::None, ..support::config(cohort) }
 }
 
@@ -95,6 +97,18 @@ fn each_attack_adds_up_to_what_it_says() {
         let want = 0.10 + hostile;
         assert!(sum.iter().all(|value| (value - want).abs() < 1e-4), "{kind:?}: {:?}", sum[0]);
     }
+}
+
+/// FLTrust: those who turn around have no weight, and the others go as far as the trusted client.
+#[test]
+fn who_disagrees_with_the_trusted_client_does_not_count() {
+    let mut config = config();
+    config.cohort.trusted = Some("device-3".parse().unwrap());
+    config.aggregation.combine = Some(Robust::Fltrust {});
+    let (sum, _) = sent(config, 64, &[5, 6], AttackKind::SignFlip { scale: Some(1.0) });
+    let mean = sum.iter().sum::<f64>() / sum.len() as f64 / f64::from(DEVICES);
+    assert!((mean - 0.03).abs() < 0.003, "{mean}");
+    assert!(sum.iter().all(|value| *value > 0.0));
 }
 
 #[test]

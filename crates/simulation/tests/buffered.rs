@@ -94,10 +94,11 @@ fn stragglers() -> Behaviour {
 fn buffered_rounds_are_three_times_as_fast_among_stragglers() {
     for over_selection in [1.0, 1.3] {
         let size = 10;
-        let cohort = CohortConfig { size, over_selection, quorum: size, min_population: 0 };
+        let cohort =
+            CohortConfig { size, over_selection, quorum: size, min_population: 0, trusted: None };
         let at_work = cohort.selected();
         for seed in 1..=3 {
-            let synchronous = config(Mode::Synchronous, cohort, 30);
+            let synchronous = config(Mode::Synchronous, cohort.clone(), 30);
             let slow = seconds(&simulate(&synchronous, 100, stragglers(), seed).0);
             let (ending, _) = simulate(&buffered(size, at_work, 30), 100, stragglers(), seed);
             let fast = seconds(&ending);

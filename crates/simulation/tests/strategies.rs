@@ -19,7 +19,13 @@ const DEVICES: u32 = 6;
 
 fn everyone() -> RunConfig {
     let size = DEVICES;
-    support::config(CohortConfig { size, over_selection: 1.0, quorum: size, min_population: 0 })
+    support::config(CohortConfig {
+        size,
+        over_selection: 1.0,
+        quorum: size,
+        min_population: 0,
+        trusted: None,
+    })
 }
 
 /// Runs with devices whose ranks are those of `max_ranks`, in turn.

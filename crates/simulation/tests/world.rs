@@ -42,7 +42,7 @@ fn simulate_with(
 }
 
 fn everyone(size: u32) -> CohortConfig {
-    CohortConfig { size, over_selection: 1.0, quorum: size, min_population: 0 }
+    CohortConfig { size, over_selection: 1.0, quorum: size, min_population: 0, trusted: None }
 }
 
 fn digest(ending: &Ending) -> Digest {
@@ -62,7 +62,7 @@ fn the_order_of_arrival_does_not_change_a_bit() {
     }
     // The same holds when a cohort is drawn from a larger population that is all connected.
     let cohort = CohortConfig { min_population: 12, ..everyone(4) };
-    let run = |seed| simulate(config(cohort), 12, Behaviour::default(), seed);
+    let run = |seed| simulate(config(cohort.clone()), 12, Behaviour::default(), seed);
     let reference = run(1);
     for seed in 2..6 {
         assert_eq!(digest(&run(seed)), digest(&reference), "seed {seed}");
@@ -75,14 +75,15 @@ fn the_order_of_arrival_does_not_change_a_bit() {
 
 #[test]
 fn drop_outs_never_hang_a_run_and_are_all_accounted_for() {
-    let cohort = CohortConfig { size: 5, over_selection: 1.6, quorum: 3, min_population: 0 };
+    let cohort =
+        CohortConfig { size: 5, over_selection: 1.6, quorum: 3, min_population: 0, trusted: None };
     for seed in 0..40 {
         let behaviour = Behaviour {
             drop_out: (seed % 10) as f32 / 10.0,
             training_s: Distribution::Uniform([0.0, if seed % 3 == 0 { 40.0 } else { 10.0 }]),
             ..Behaviour::default()
         };
-        let ending = simulate(config(cohort), 9, behaviour, seed);
+        let ending = simulate(config(cohort.clone()), 9, behaviour, seed);
         let state = ending.coordinator.state();
         let end = state.end.as_ref().unwrap();
         let committed = ending.rounds.iter().filter(|round| round.committed).count() as u64;

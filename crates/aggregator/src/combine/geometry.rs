@@ -130,6 +130,19 @@ impl Distances {
         self.0.get(j, k)
     }
 
+    /// ⟨x_i - c, x_j - c⟩ of all points, for their mean c: (r_i + r_j - d_ij² - r̄) / 2 with r_i the mean of d_ij² over j
+    /// and r̄ that of all r_i (classical scaling, Torgerson 1952).
+    #[must_use]
+    pub fn centered(&self) -> Vec<Vec<f64>> {
+        let points = self.points();
+        let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / points as f64;
+        let rows: Vec<f64> =
+            (0..points).map(|i| mean(&mut (0..points).map(|j| self.squared(i, j)))).collect();
+        let all = mean(&mut rows.iter().copied());
+        let entry = |i: usize, j: usize| 0.5 * (rows[i] + rows[j] - self.squared(i, j) - all);
+        (0..points).map(|i| (0..points).map(|j| entry(i, j)).collect()).collect()
+    }
+
     /// ‖x_i - z‖² of each point for z = Σ w_j x_j, where the weights have sum 1:
     /// Σ_j w_j d_ij² - ½ Σ_jk w_j w_k d_jk².
     #[must_use]

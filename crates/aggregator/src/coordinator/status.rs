@@ -111,7 +111,14 @@ impl Coordinator {
     #[must_use]
     pub fn wanted(&self) -> usize {
         match (&self.phase, self.config.mode) {
-            (Phase::Selecting(_), Mode::Synchronous) => self.config.cohort.awaited() as usize,
+            (Phase::Selecting(selecting), Mode::Synchronous) => {
+                let cohort = &self.config.cohort;
+                match cohort.trusted.as_ref().is_none_or(|trusted| selecting.knows(trusted)) {
+                    true => cohort.awaited() as usize,
+                    // Whoever comes may be the trusted one.
+                    false => usize::MAX,
+                }
+            }
             (Phase::Buffering(buffering), Mode::Buffered(limits)) => {
                 (limits.concurrency as usize).saturating_sub(buffering.tally().awaited)
             }

@@ -344,7 +344,8 @@ fn a_round_that_cannot_reach_its_quorum_ends_at_once_and_too_many_end_the_run() 
 
 #[test]
 fn over_selection_closes_at_the_wanted_number() {
-    let cohort = CohortConfig { size: 2, over_selection: 1.5, quorum: 2, min_population: 0 };
+    let cohort =
+        CohortConfig { size: 2, over_selection: 1.5, quorum: 2, min_population: 0, trusted: None };
     let mut run = Run::new(RunConfig { cohort, ..config() });
     run.gather();
     assert_eq!(run.status().cohort, Some(3));
@@ -450,7 +451,10 @@ fn linear(text: &str, config: RunConfig) -> RunConfig {
 fn linear_payloads_weigh_the_same() {
     let config = linear("linear8/2", config());
     config.validate().unwrap();
-    assert_eq!((config.weight(7), config.summands()), (1, config.cohort.selected()));
+    assert_eq!(
+        (config.weight(&"a".parse().unwrap(), 7), config.summands()),
+        (1, config.cohort.selected())
+    );
     let mut run = Run::new(config);
     run.gather();
     assert_eq!(run.plan("a").summands, run.coordinator.config().summands());
@@ -574,3 +578,4 @@ fn updates_that_do_not_fit_in_memory_are_refused_with_the_bytes_that_they_need()
 
 mod buffered;
 mod settings;
+mod trusted;

@@ -34,12 +34,17 @@ impl Selecting {
         }
     }
 
+    /// Whether `client` has checked in.
+    pub(crate) fn knows(&self, client: &ClientId) -> bool {
+        self.present.contains_key(client)
+    }
+
     /// How many clients are connected.
     pub(crate) fn population(&self, config: &RunConfig, now: Time) -> usize {
         self.connected(config, now).count()
     }
 
-    /// The cohort of `round`, if enough clients are connected.
+    /// The cohort of `round`, if enough clients are connected, and the trusted one if there is one.
     pub(crate) fn draw(
         &self,
         config: &RunConfig,
@@ -47,10 +52,19 @@ impl Selecting {
         now: Time,
     ) -> Option<Vec<ClientId>> {
         let population: Vec<&ClientId> = self.connected(config, now).collect();
+        let size = config.cohort.selected() as usize;
         if population.len() < config.cohort.awaited() as usize {
             return None;
         }
-        Some(draw_cohort(&config.seed, round, population, config.cohort.selected() as usize))
+        let Some(trusted) = &config.cohort.trusted else {
+            return Some(draw_cohort(&config.seed, round, population, size));
+        };
+        let (of_trusted, others) =
+            population.into_iter().partition::<Vec<_>, _>(|of| *of == trusted);
+        let mut cohort = draw_cohort(&config.seed, round, others, size - of_trusted.len());
+        cohort.push((*of_trusted.first()?).clone());
+        cohort.sort_unstable();
+        Some(cohort)
     }
 
     fn connected<'a>(

@@ -63,6 +63,11 @@ impl Training {
         matches!(self.cohort.get(client), Some(Member::Assigned))
     }
 
+    /// Whether the update of `client` counts.
+    fn counts(&self, client: &ClientId) -> bool {
+        matches!(self.cohort.get(client), Some(Member::Reported(_)))
+    }
+
     /// Where the work of `client` stands, or why it does not count.
     pub(crate) fn standing(&self, client: &ClientId) -> Result<Standing<'_>, Rejection> {
         match self.cohort.get(client) {
@@ -82,7 +87,7 @@ impl Training {
             Err(rejection) => answer(Err(rejection)),
             Ok(Standing::Counted(receipt)) => repeat(receipt, report.payload_digest, self.round),
             Ok(Standing::Awaited(_)) => {
-                let weight = terms.config.weight(report.update.num_examples);
+                let weight = terms.config.weight(client, report.update.num_examples);
                 decide(terms, client, report, weight)
             }
         }
@@ -151,6 +156,17 @@ impl OpenRound for Training {
         let (size, quorum) = (config.cohort.size as usize, config.cohort.quorum as usize);
         let Tally { accepted, awaited, .. } = self.tally;
         let updates = format!("{accepted} of {} updates", self.cohort.len());
+        let trusted = config.cohort.trusted.as_ref();
+        if let Some(trusted) = trusted.filter(|trusted| !self.counts(trusted)) {
+            let why = match (self.awaits(trusted), self.closes_at <= now) {
+                (false, _) => "gives nothing",
+                (true, true) => "did not report before the deadline",
+                (true, false) => return None,
+            };
+            return Some(Verdict::Abandon(format!(
+                "{updates}: the trusted client {trusted} {why}"
+            )));
+        }
         if accepted >= size {
             return Some(Verdict::Commit(format!("all {size} wanted updates came")));
         }

@@ -154,7 +154,13 @@ fn config(args: &SimulationArgs) -> Result<RunConfig> {
         compression: args.compression,
         error_feedback: 0.0,
         mode: Mode::Synchronous,
-        cohort: CohortConfig { size, over_selection: 1.0, quorum: size, min_population: size },
+        cohort: CohortConfig {
+            size,
+            over_selection: 1.0,
+            quorum: size,
+            min_population: size,
+            trusted: None,
+        },
         timing: TimingSection::default().timing(),
         aggregation: Aggregation::default(),
     };

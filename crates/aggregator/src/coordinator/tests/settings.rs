@@ -15,19 +15,28 @@ fn forbidden_settings_are_named() {
     let trains = |training| RunConfig { training, ..config() };
     let robust = |rule| {
         let aggregation = Aggregation { combine: Some(rule), ..aggregation };
-        RunConfig { cohort: CohortConfig { quorum: 3, ..cohort }, aggregation, ..config() }
+        RunConfig { cohort: CohortConfig { quorum: 3, ..cohort.clone() }, aggregation, ..config() }
     };
     let second = Duration::from_secs(1);
     let cases = [
         (RunConfig { rounds: 0, ..config() }, "run.rounds"),
-        (RunConfig { cohort: CohortConfig { size: 0, ..cohort }, ..config() }, "cohort.size"),
-        (RunConfig { cohort: CohortConfig { quorum: 4, ..cohort }, ..config() }, "cohort.quorum"),
         (
-            RunConfig { cohort: CohortConfig { over_selection: 0.5, ..cohort }, ..config() },
+            RunConfig { cohort: CohortConfig { size: 0, ..cohort.clone() }, ..config() },
+            "cohort.size",
+        ),
+        (
+            RunConfig { cohort: CohortConfig { quorum: 4, ..cohort.clone() }, ..config() },
+            "cohort.quorum",
+        ),
+        (
+            RunConfig {
+                cohort: CohortConfig { over_selection: 0.5, ..cohort.clone() },
+                ..config()
+            },
             "over_selection",
         ),
         (
-            RunConfig { cohort: CohortConfig { min_population: 2, ..cohort }, ..config() },
+            RunConfig { cohort: CohortConfig { min_population: 2, ..cohort.clone() }, ..config() },
             "min_population",
         ),
         (
@@ -44,7 +53,7 @@ fn forbidden_settings_are_named() {
         ),
         (
             RunConfig {
-                cohort: CohortConfig { size: 100_000, ..cohort },
+                cohort: CohortConfig { size: 100_000, ..cohort.clone() },
                 aggregation: Aggregation { max_examples: 100_000, ..aggregation },
                 ..config()
             },
@@ -67,6 +76,8 @@ fn forbidden_settings_are_named() {
         (robust(Robust::Krum { byzantine: u32::MAX }), "combine.byzantine"),
         (robust(Robust::MultiKrum { byzantine: 0, keep: 4 }), "combine.keep"),
         (robust(Robust::MultiKrum { byzantine: 0, keep: 0 }), "combine.keep"),
+        (robust(Robust::Dnc { byzantine: 2 }), "combine.byzantine"),
+        (robust(Robust::Fltrust {}), "cohort.trusted"),
         (robust(Robust::GeometricMedian { iterations: 0 }), "combine.iterations"),
         (robust(Robust::CenteredClipping { radius: f64::NAN, iterations: 3 }), "combine.radius"),
         (
