@@ -37,6 +37,9 @@ pub struct Sent {
     pub bytes: u64,
     /// Training examples that the update says are behind it.
     pub examples: u32,
+    /// Optimizer steps that the update says are behind it; 0 in entries of earlier builds.
+    #[serde(default, skip_serializing_if = "is_unsaid")]
+    pub steps: u32,
     /// What came of it.
     pub outcome: Outcome,
 }
@@ -61,6 +64,10 @@ pub enum Outcome {
     },
 }
 
+fn is_unsaid(steps: &u32) -> bool {
+    *steps == 0
+}
+
 impl Sent {
     /// Its line, without a line break, and the new head.
     #[must_use]
@@ -82,6 +89,7 @@ impl Sent {
             payload_digest: self.payload,
             payload_bytes: self.bytes,
             num_examples: self.examples,
+            num_steps: self.steps,
             weight: *weight,
             downloaded_bytes: *downloaded,
         };
@@ -174,6 +182,7 @@ mod tests {
                 payload: Digest::of(&[round as u8]),
                 bytes: 100,
                 examples: 7,
+                steps: 3,
                 outcome: Outcome::Refused { reason: "late".into() },
             };
             if round != 2 {

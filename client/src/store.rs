@@ -54,6 +54,9 @@ struct Unanswered {
     run: RunId,
     round: Round,
     num_examples: u32,
+    /// 0 in files of earlier builds.
+    #[serde(default)]
+    num_steps: u32,
     payload: Digest,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     left: Option<Left>,
@@ -125,6 +128,7 @@ impl DeviceStore {
             run: update.run.clone(),
             round: update.round,
             num_examples: update.num_examples,
+            num_steps: update.num_steps,
             payload: update.payload.digest(),
             left: left.as_ref().map(|(left, _)| left.clone()),
         };
@@ -158,6 +162,7 @@ impl DeviceStore {
             payload: update.payload.digest(),
             bytes: update.payload.bytes().len() as u64,
             examples: update.num_examples,
+            steps: update.num_steps,
             outcome,
         };
         let (line, head) = sent.line();
@@ -221,12 +226,12 @@ fn restore(
     bytes: Vec<u8>,
     values: Option<Vec<u8>>,
 ) -> Result<Pending, StoreError> {
-    let Unanswered { run, round, num_examples, payload: digest, left } = unanswered;
+    let Unanswered { run, round, num_examples, num_steps, payload: digest, left } = unanswered;
     let payload = Payload::from_bytes(bytes);
     if payload.digest() != digest {
         return Err(StoreError::Damaged("an update"));
     }
-    let update = Arc::new(ClientUpdate { run, round, num_examples, payload });
+    let update = Arc::new(ClientUpdate { run, round, num_examples, num_steps, payload });
     let residual = left.map(|left| left.restore(values)).transpose()?;
     Ok(Pending { update, residual })
 }

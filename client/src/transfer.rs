@@ -249,6 +249,7 @@ fn report_chunks(
         run: update.run,
         round: update.round,
         num_examples: update.num_examples,
+        num_steps: update.num_steps,
         payload_bytes: update.payload.bytes().len(),
         payload_digest: update.payload.digest(),
         offset,
@@ -276,8 +277,13 @@ mod tests {
     fn reports_are_cut_into_chunks_that_both_sides_accept() {
         let bytes: Vec<u8> = (0..=2 * CHUNK_BYTES).map(|i| (i % 251) as u8).collect();
         let payload = Payload::from_bytes(bytes.clone());
-        let update =
-            ClientUpdate { run: "run".parse().unwrap(), round: Round(1), num_examples: 3, payload };
+        let update = ClientUpdate {
+            run: "run".parse().unwrap(),
+            round: Round(1),
+            num_examples: 3,
+            num_steps: 1,
+            payload,
+        };
         for (offset, count) in [(0, 4), (CHUNK_BYTES, 3), (2 * CHUNK_BYTES, 2), (bytes.len(), 1)] {
             let chunks: Vec<_> = report_chunks(update.clone(), offset).collect();
             assert_eq!(chunks.len(), count, "from {offset}");

@@ -197,6 +197,7 @@ impl From<TrainingConfig> for v1::Training {
     fn from(training: TrainingConfig) -> Self {
         Self {
             max_steps: training.max_steps,
+            max_epochs: training.max_epochs,
             batch_size: training.batch_size,
             sequence_length: training.sequence_length,
             accumulation: training.accumulation,
@@ -236,6 +237,7 @@ impl TryFrom<v1::Training> for TrainingConfig {
         };
         Ok(Self {
             max_steps: training.max_steps,
+            max_epochs: training.max_epochs,
             batch_size: training.batch_size,
             sequence_length: training.sequence_length,
             accumulation: training.accumulation,
@@ -263,6 +265,8 @@ pub struct ReportHeader {
     pub round: Round,
     /// The device's claim.
     pub num_examples: u32,
+    /// The device's claim.
+    pub num_steps: u32,
     /// Length of the payload, in bytes.
     pub payload_bytes: usize,
     /// Digest of the payload.
@@ -291,6 +295,7 @@ impl ReportHeader {
             run: header.run.parse().map_err(|_| invalid("run", "is no valid name"))?,
             round: Round(header.round),
             num_examples: header.num_examples,
+            num_steps: header.num_steps,
             payload_bytes,
             payload_digest: digest("payload_digest", &header.payload_digest)?,
             offset,
@@ -304,6 +309,7 @@ impl From<ReportHeader> for v1::ReportHeader {
             run: header.run.to_string(),
             round: header.round.0,
             num_examples: header.num_examples,
+            num_steps: header.num_steps,
             payload_bytes: header.payload_bytes as u64,
             payload_digest: header.payload_digest.0.to_vec(),
             offset: header.offset as u64,
@@ -423,6 +429,7 @@ pub fn report_response(receipt: &Receipt, signature: &Signature) -> v1::ReportRe
         weight: receipt.weight,
         payload_bytes: receipt.payload_bytes,
         num_examples: receipt.num_examples,
+        num_steps: receipt.num_steps,
         downloaded_bytes: receipt.downloaded_bytes,
         signature: signature.0.to_vec(),
     }
@@ -440,6 +447,7 @@ pub fn receipt(message: &v1::ReportResponse) -> Result<(Receipt, Signature), Inv
         payload_digest: digest("payload_digest", &message.payload_digest)?,
         payload_bytes: message.payload_bytes,
         num_examples: message.num_examples,
+        num_steps: message.num_steps,
         weight: message.weight,
         downloaded_bytes: message.downloaded_bytes,
     };
@@ -476,6 +484,7 @@ mod tests {
             folded_rank: 3,
             training: TrainingConfig {
                 max_steps: 7,
+                max_epochs: 2,
                 freeze: Freeze::Alternate,
                 nested_ranks: true,
                 proximal: 0.5,
@@ -538,6 +547,7 @@ mod tests {
             run: "run".parse().unwrap(),
             round: Round(1),
             num_examples: 2,
+            num_steps: 3,
             payload_bytes: 100,
             payload_digest: Digest::of(b"p"),
             offset: 40,

@@ -163,6 +163,7 @@ mod tests {
             run: "run".parse().unwrap(),
             round: Round(1),
             num_examples: 2,
+            num_steps: 1,
             payload_bytes,
             payload_digest,
             offset: 0,

@@ -7,9 +7,12 @@ use std::sync::Arc;
 use floret_aggregator::ClippedDelta;
 use floret_aggregator::advance::{Before, advance};
 use floret_aggregator::combine::WeightedMean;
+use floret_aggregator::combine::normalized::normalize;
 use floret_aggregator::combine::residual::Residual;
 use floret_aggregator::config::Mode;
-use floret_aggregator::ledger::{self, BrokenLedger, Entry, Fact, RoundEntry, Settings};
+use floret_aggregator::ledger::{
+    self, AcceptedEntry, BrokenLedger, Entry, Fact, RoundEntry, Settings,
+};
 use floret_core::Layout;
 use floret_core::{Digest, PublicKey, Version};
 use floret_store::{Disk, ReadFolder, blob};
@@ -269,7 +272,14 @@ fn combine_again(
     let delta = match aggregation.rule() {
         Some(rule) => rule.combine(layout, before, &deltas, &weights),
         None => match settings.mode {
-            Mode::Synchronous => aggregation.mean(&mean, layout, before),
+            Mode::Synchronous => {
+                let mut mean = aggregation.mean(&mean, layout, before);
+                if aggregation.normalize_steps {
+                    let limits = (settings.training.max_steps, aggregation.max_examples);
+                    normalize(&mut mean, limits, round.accepted.iter().map(AcceptedEntry::share));
+                }
+                mean
+            }
             Mode::Buffered(config) => mean.over(config.divisor(), aggregation.clip_norm),
         },
     };

@@ -85,6 +85,7 @@ pub fn everyone(devices: u32, rounds: u32) -> RunConfig {
             over_selection: 1.0,
             quorum: devices,
             min_population: 0,
+            trusted: None,
         },
         timing: Timing {
             report_deadline: Duration::from_secs(600),

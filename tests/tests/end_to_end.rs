@@ -55,8 +55,13 @@ async fn sends_nan(mut connection: Connection, values: usize) -> Vec<String> {
         }
         let nan: Vec<u8> = f32::NAN.to_le_bytes().repeat(values);
         let payload = Payload::from_bytes([b"FP\x01\x00".as_slice(), &nan].concat());
-        let update =
-            ClientUpdate { run: plan.run.clone(), round: plan.round, num_examples: 5, payload };
+        let update = ClientUpdate {
+            run: plan.run.clone(),
+            round: plan.round,
+            num_examples: 5,
+            num_steps: 1,
+            payload,
+        };
         match connection.report(&update).await {
             Err(CallError::Refused { code, .. }) => codes.push(code),
             other => panic!("NaN was not refused: {other:?}"),
@@ -305,7 +310,7 @@ async fn repeats_get_the_same_receipt_and_other_reports_their_own_refusal() {
         let mut rng = Seed::from_number(1).stream();
         let delta = vec![value; layout.len()];
         let payload = Payload::encode(Compression::Int8, &layout, &delta, &mut rng).unwrap();
-        ClientUpdate { run: "run".parse().unwrap(), round, num_examples: 3, payload }
+        ClientUpdate { run: "run".parse().unwrap(), round, num_examples: 3, num_steps: 1, payload }
     };
     let first = a.report(&update(0.1, plan.round)).await.unwrap();
     assert_eq!(a.report(&update(0.1, plan.round)).await.unwrap(), first);
@@ -315,7 +320,7 @@ async fn repeats_get_the_same_receipt_and_other_reports_their_own_refusal() {
     };
     assert_eq!(refused(a.report(&update(0.2, plan.round)).await), "different-report");
     assert_eq!(refused(a.report(&update(0.2, plan.round.next())).await), "unknown-round");
-    let empty = ClientUpdate { num_examples: 0, ..update(0.1, plan.round) };
+    let empty = ClientUpdate { num_examples: 0, num_steps: 1, ..update(0.1, plan.round) };
     let mut b = waiting.await.unwrap();
     assert_eq!(refused(b.report(&empty).await), "zero-examples");
     server.stop().await.unwrap();

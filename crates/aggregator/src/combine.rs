@@ -8,6 +8,7 @@
 //! factors are averaged.
 //!
 //! - [`weighted_mean`]; [`trimmed_mean`], also the median
+//! - [`normalized`]: the mean of clients that do unequal numbers of steps
 //! - [`krum`], [`geometric_median`], [`centered_clipping`], [`dnc`], [`fltrust`], on [`geometry`]
 //! - [`stacked`], [`hetlora`]: mixed ranks otherwise than by nested ranks
 //! - [`fold`], [`least_squares`]: what the mean of factors leaves out of the mean of products, made up for
@@ -22,6 +23,7 @@ pub mod geometry;
 pub mod hetlora;
 pub mod krum;
 pub mod least_squares;
+pub mod normalized;
 pub mod residual;
 pub mod stacked;
 pub mod trimmed_mean;

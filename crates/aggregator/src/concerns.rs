@@ -107,6 +107,7 @@ mod tests {
                 payload_digest: digest,
                 payload_bytes: 1,
                 num_examples: 1,
+                num_steps: 1,
                 weight: 1,
                 downloaded_bytes: 1,
             };

@@ -7,12 +7,13 @@ use floret_core::lora::InvalidLora;
 use floret_core::payload::Compression;
 use floret_core::plan::{InvalidTraining, TrainingConfig};
 use floret_core::scope::Freeze;
-use floret_core::{ClientId, Layout, LoraConfig, RunId, Scope, Seed, Version};
+use floret_core::{ClientId, ClientUpdate, Layout, LoraConfig, RunId, Scope, Seed, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::combine::fold::Fold;
 use crate::combine::hetlora::Hetlora;
 use crate::combine::least_squares::LeastSquares;
+use crate::combine::normalized;
 use crate::combine::stacked::Stacked;
 use crate::combine::{Combine, Robust, WeightedMean};
 use crate::mode::FRESH_WEIGHT;
@@ -23,6 +24,7 @@ pub use factors::MixedRanks;
 mod compression;
 mod factors;
 mod optimizer;
+mod steps;
 
 /// Settings of one run.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,6 +127,9 @@ pub struct Aggregation {
     /// How many deltas become one; none for the weighted mean.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub combine: Option<Robust>,
+    /// Whether clients that did more steps than others count for no more: see [`crate::combine::normalized`].
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub normalize_steps: bool,
     /// With `training.nested_ranks`, how clients of mixed ranks make one adapter.
     #[serde(skip_serializing_if = "MixedRanks::is_nested")]
     pub mixed_ranks: MixedRanks,
@@ -161,6 +166,7 @@ impl Default for Aggregation {
             clip_norm: 10.0,
             max_examples: 10_000,
             combine: None,
+            normalize_steps: false,
             mixed_ranks: MixedRanks::Nested,
             fold_residual: 0,
             least_squares: false,
@@ -307,17 +313,28 @@ impl RunConfig {
         Ok(())
     }
 
-    /// The weight of an update of `client` in a synchronous round, which says that it comes from `num_examples`.
+    /// The weight of an update of `client` in a synchronous round: the number of examples that it says are behind it.
     /// The robust rules give each the same say, and a sum of linear payloads has no weights. Where one client is
     /// trusted, it alone has a weight: that of the others is what it makes of them.
     #[must_use]
-    pub fn weight(&self, client: &ClientId, num_examples: u32) -> u32 {
+    pub fn weight(&self, client: &ClientId, update: &ClientUpdate) -> u32 {
         if let Some(trusted) = &self.cohort.trusted {
             return u32::from(trusted == client);
         }
         let equal = self.aggregation.combine.is_some()
             || matches!(self.compression, Compression::Linear(_));
-        if equal { 1 } else { num_examples.min(self.aggregation.max_examples) }
+        let examples = update.num_examples.min(self.aggregation.max_examples);
+        match self.aggregation.normalize_steps {
+            _ if equal => 1,
+            true => normalized::weight(examples, update.num_steps, self.training.max_steps),
+            false => examples,
+        }
+    }
+
+    /// The most steps, and the most examples that count, of an update.
+    #[must_use]
+    pub fn step_limits(&self) -> (u32, u32) {
+        (self.training.max_steps, self.aggregation.max_examples)
     }
 
     /// Most updates that make a version together.
@@ -355,7 +372,11 @@ impl RunConfig {
             return setting("cohort.min_population", cohort.min_population, accepted);
         }
         let (chosen, max_examples) = (cohort.selected(), self.aggregation.max_examples);
-        if !WeightedMean::fits(chosen, max_examples) {
+        let most = match self.aggregation.normalize_steps {
+            true => max_examples.saturating_mul(self.training.max_steps),
+            false => max_examples,
+        };
+        if !WeightedMean::fits(chosen, most) {
             let accepted = format!("less: {chosen} clients of this weight overflow the 63-bit sum");
             return setting("aggregation.max_examples", max_examples, accepted);
         }
@@ -396,6 +417,7 @@ impl RunConfig {
             self.validate_combine(rule)?;
         }
         self.validate_trusted()?;
+        self.validate_steps()?;
         if aggregation.needs_updates() && !self.mode.is_synchronous() {
             let accepted = "\"synchronous\" with a rule of [aggregation] or measure_residual: updates \
                             of a buffer begin with different adapters, and cannot be compared";

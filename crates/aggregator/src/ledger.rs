@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use floret_core::chain::Head;
 
+use crate::combine::normalized::Share;
 use crate::combine::residual::Residual;
 use crate::config::{Aggregation, CohortConfig, Mode, RunConfig};
 use crate::message::{Counted, RoundSummary};
@@ -160,11 +161,26 @@ pub struct AcceptedEntry {
     pub downloaded: u64,
     /// Training examples that the device said are behind it.
     pub examples: u32,
+    /// Optimizer steps behind it, as the device said; 0 in entries of earlier builds.
+    #[serde(default, skip_serializing_if = "is_unsaid")]
+    pub steps: u32,
     /// The weight that it got.
     pub weight: u32,
     /// Versions since the one that it started from.
     #[serde(default)]
     pub staleness: u64,
+}
+
+impl AcceptedEntry {
+    /// What it says of its weight.
+    #[must_use]
+    pub fn share(&self) -> Share {
+        Share { examples: self.examples, steps: self.steps, weight: self.weight }
+    }
+}
+
+fn is_unsaid(steps: &u32) -> bool {
+    *steps == 0
 }
 
 /// A client that gave nothing that counts.
@@ -252,6 +268,7 @@ impl Scribe {
                 bytes: receipt.payload_bytes,
                 downloaded: receipt.downloaded_bytes,
                 examples: receipt.num_examples,
+                steps: receipt.num_steps,
                 weight: receipt.weight,
                 staleness: *staleness,
             }

@@ -70,6 +70,9 @@ pub struct Totals {
     pub assignments_declined: u64,
     /// Assignments that were never answered.
     pub drop_outs: u64,
+    /// Optimizer steps behind the updates that counted.
+    #[serde(default)]
+    pub steps: u64,
     /// Bytes of the payloads that counted in rounds that are over.
     #[serde(default)]
     pub bytes_up: u64,
@@ -147,6 +150,8 @@ impl Totals {
             false => self.rounds_abandoned += 1,
         }
         self.updates_accepted += summary.accepted.len() as u64;
+        let steps = summary.accepted.iter().map(|counted| u64::from(counted.receipt.num_steps));
+        self.steps += steps.sum::<u64>();
         self.updates_refused += summary.refused.len() as u64;
         self.assignments_declined += summary.declined.len() as u64;
         self.drop_outs += summary.dropped_out.len() as u64;

@@ -67,6 +67,9 @@ impl Plan {
 pub struct TrainingConfig {
     /// Optimizer steps: a device with little data goes over it again, in a new order each time.
     pub max_steps: u32,
+    /// Passes over its own sequences after which a device stops, though it has steps left; 0 for no bound.
+    #[serde(skip_serializing_if = "is_nothing")]
+    pub max_epochs: u32,
     /// Sequences per micro-batch.
     pub batch_size: u32,
     /// Tokens per sequence.
@@ -106,6 +109,10 @@ pub struct TrainingConfig {
     pub alignment: f32,
 }
 
+fn is_nothing(count: &u32) -> bool {
+    *count == 0
+}
+
 fn is_zero(value: &f32) -> bool {
     *value == 0.0
 }
@@ -114,6 +121,7 @@ impl Default for TrainingConfig {
     fn default() -> Self {
         Self {
             max_steps: 10,
+            max_epochs: 0,
             batch_size: 8,
             sequence_length: 128,
             accumulation: 1,
@@ -185,6 +193,17 @@ impl TrainingConfig {
         Ok(())
     }
 
+    /// Optimizer steps of a device that holds so many sequences: each takes a batch, or what the epoch has left.
+    #[must_use]
+    pub fn steps(&self, sequences: usize) -> u32 {
+        let batch = (self.batch_size as usize).saturating_mul(self.accumulation as usize).max(1);
+        let epoch = u32::try_from(sequences.div_ceil(batch)).unwrap_or(u32::MAX);
+        match self.max_epochs {
+            0 => self.max_steps,
+            epochs => self.max_steps.min(epoch.saturating_mul(epochs)).max(1),
+        }
+    }
+
     /// The training that starts from `version` of a run of `rounds` versions: with the learning rate of that
     /// version.
     #[must_use]
@@ -228,6 +247,19 @@ mod tests {
         for (config, field) in bad {
             assert!(config.validate().unwrap_err().to_string().contains(field));
         }
+    }
+
+    #[test]
+    fn epochs_bound_the_steps_of_a_device_with_few_sequences() {
+        let training = TrainingConfig {
+            max_steps: 10,
+            max_epochs: 2,
+            batch_size: 4,
+            accumulation: 2,
+            ..TrainingConfig::default()
+        };
+        assert_eq!([0, 1, 8, 9, 24, 1000].map(|of| training.steps(of)), [1, 2, 2, 4, 6, 10]);
+        assert_eq!(TrainingConfig { max_epochs: 0, ..training }.steps(1), 10);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct ClientUpdate {
     pub round: Round,
     /// Training examples behind it: the device's claim, capped by the server.
     pub num_examples: u32,
+    /// Optimizer steps behind it: the device's claim, too.
+    pub num_steps: u32,
     /// The encoded delta.
     pub payload: Payload,
 }
@@ -31,6 +33,9 @@ pub struct Receipt {
     pub payload_bytes: u64,
     /// Training examples that the device said are behind it.
     pub num_examples: u32,
+    /// Optimizer steps that the device said are behind it; 0 in receipts of earlier builds.
+    #[serde(default)]
+    pub num_steps: u32,
     /// The weight that the update got.
     pub weight: u32,
     /// Bytes of adapters that the server sent to the client since its update before.
@@ -67,13 +72,24 @@ impl Receipt {
 
     /// What is signed: names hold no line break, so that no two receipts read alike.
     fn statement(&self, run: &RunId, client: &ClientId) -> Vec<u8> {
-        let Self { round, payload_digest, payload_bytes, num_examples, weight, downloaded_bytes } =
-            self;
-        format!(
+        let Self {
+            round,
+            payload_digest,
+            payload_bytes,
+            num_examples,
+            num_steps,
+            weight,
+            downloaded_bytes,
+        } = self;
+        let mut statement = format!(
             "{run}\n{client}\n{round}\n{payload_digest}\n{payload_bytes}\n{num_examples}\n{weight}\n\
              {downloaded_bytes}\n"
-        )
-        .into_bytes()
+        );
+        // Earlier builds did not sign steps.
+        if *num_steps > 0 {
+            statement.push_str(&format!("{num_steps}\n"));
+        }
+        statement.into_bytes()
     }
 }
 
@@ -92,6 +108,7 @@ mod tests {
             payload_digest: digest,
             payload_bytes: 9,
             num_examples: 5,
+            num_steps: 7,
             weight: 4,
             downloaded_bytes: 70,
         };
@@ -105,6 +122,8 @@ mod tests {
             Receipt { payload_digest: Digest::of(b"other"), ..receipt.clone() },
             Receipt { payload_bytes: 8, ..receipt.clone() },
             Receipt { num_examples: 6, ..receipt.clone() },
+            Receipt { num_steps: 3, ..receipt.clone() },
+            Receipt { num_steps: 0, ..receipt.clone() },
             Receipt { weight: 5, ..receipt.clone() },
             Receipt { downloaded_bytes: 0, ..receipt.clone() },
         ] {

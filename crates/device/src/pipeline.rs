@@ -62,7 +62,8 @@ pub fn encode_update(
     };
     let (payload, residual) =
         encoded.map_err(|error| TrainError::Unsupported(error.to_string()))?;
-    let (run, round, num_examples) = (plan.run.clone(), plan.round, outcome.num_examples);
-    let update = Arc::new(ClientUpdate { run, round, num_examples, payload });
+    let (run, round) = (plan.run.clone(), plan.round);
+    let TrainingOutcome { num_examples, num_steps, .. } = *outcome;
+    let update = Arc::new(ClientUpdate { run, round, num_examples, num_steps, payload });
     Ok(Pending { update, residual })
 }

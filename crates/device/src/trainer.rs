@@ -24,6 +24,8 @@ pub struct TrainingOutcome {
     pub values: Vec<f32>,
     /// Training examples that the client holds; at least 1.
     pub num_examples: u32,
+    /// Optimizer steps done.
+    pub num_steps: u32,
     /// Tokens that carried loss, over all steps.
     pub tokens: u64,
     /// Mean loss per token of the last step, in nats. It stays on the device.

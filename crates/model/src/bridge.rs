@@ -124,7 +124,7 @@ impl LocalTrainer {
         let start = (&plan.lora, adapter);
         let training = Training::new(&self.model, start, &sequences, config, &shuffle)?;
         let mut training = training.with_plan(self.step_plan(plan)?).with_scope(scope);
-        let steps = config.max_steps;
+        let steps = config.steps(sequences.len());
         for _ in 0..steps {
             let Step { number: step, loss } = threads.run(|| training.step())?;
             if told(Progress { task: 0, step, steps, loss }) == Control::Cancel {
@@ -133,7 +133,7 @@ impl LocalTrainer {
         }
         let Trained { values, tokens, last_loss } = training.finish();
         let num_examples = u32::try_from(data.num_examples()).unwrap_or(u32::MAX);
-        Ok(TrainingOutcome { values, num_examples, tokens, last_loss })
+        Ok(TrainingOutcome { values, num_examples, num_steps: steps, tokens, last_loss })
     }
 }
 

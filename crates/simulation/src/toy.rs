@@ -29,5 +29,11 @@ fn train(task: &TrainingTask) -> TrainingOutcome {
         values[places.clone()].copy_from_slice(&before[places]);
     }
     let num_examples = 1 + stream.next_u32() % 20;
-    TrainingOutcome { values, num_examples, tokens: 1, last_loss: 0.0 }
+    TrainingOutcome {
+        values,
+        num_examples,
+        num_steps: plan.training.max_steps,
+        tokens: 1,
+        last_loss: 0.0,
+    }
 }

@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use floret_aggregator::config::{CohortConfig, MixedRanks};
 use floret_aggregator::{Coordinator, RunConfig, RunState};
+use floret_core::payload::Compression;
 use floret_core::scope::Freeze;
 use floret_core::{Layout, Seed};
-use floret_device::{Limits, Session};
+use floret_device::{
+    Control, Limits, Progress, Session, TrainError, Trainer, TrainingOutcome, TrainingTask,
+};
 use floret_simulation::{Behaviour, Ending, ToyTrainer, World};
 use support::model;
 
@@ -138,6 +141,53 @@ fn mixed_ranks_make_one_adapter_in_each_way() {
             .map(run);
     assert!(first(&stacked) < first(&nested), "{} of {}", first(&stacked), first(&nested));
     assert!(first(&padded) > first(&nested) && first(&hetlora) > first(&nested));
+}
+
+/// The n-th device, from 0, does n + 1 steps, each of which moves every value that trains towards a goal of its own.
+struct Unequal;
+
+impl Trainer for Unequal {
+    fn train(
+        &mut self,
+        task: &TrainingTask,
+        _: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<TrainingOutcome, TrainError> {
+        let number: u32 = task.client.as_str().rsplit('-').next().unwrap().parse().unwrap();
+        let (num_steps, way) = (number + 1, if number == 5 { 1.0 } else { -1.0 });
+        let step = 0.001 * way * num_steps as f32;
+        let values = task.adapter.values().iter().map(|value| value + step).collect();
+        Ok(TrainingOutcome { values, num_examples: 1, num_steps, tokens: 1, last_loss: 0.0 })
+    }
+}
+
+/// FedNova: five devices pull one way in 1 to 5 steps, one the other way in 6. For the mean that is -9 of 15 steps; where
+/// each step counts, five of six devices have their way, at the mean length of 3.5 steps.
+#[test]
+fn who_does_more_steps_does_not_count_for_more() {
+    let moved = |normalize_steps| {
+        let mut config = everyone();
+        config.rounds = 1;
+        config.compression = Compression::None;
+        config.aggregation.normalize_steps = normalize_steps;
+        let layout = Arc::new(Layout::new(&model().config, &config.lora).unwrap());
+        let state = RunState::first(&config, Arc::clone(&layout));
+        let before = state.adapter.values()[0];
+        let coordinator = Coordinator::new(config, layout, state).unwrap();
+        let session = |index| {
+            let name = format!("device-{index}").parse().unwrap();
+            Session::new(name, model(), Limits::default())
+        };
+        let sessions = (0..DEVICES).map(session).collect();
+        let seed = Seed::from_number(1);
+        let world = World::new(coordinator, sessions, Unequal, Behaviour::default(), &seed);
+        let ending = world.run(Duration::from_secs(3600)).unwrap();
+        let state = ending.coordinator.state();
+        assert_eq!(state.totals.steps, 21);
+        f64::from(state.adapter.values()[0] - before)
+    };
+    let (plain, normalized) = (moved(false), moved(true));
+    assert!((plain + 0.001 * 9.0 / 6.0).abs() < 1e-6, "{plain}");
+    assert!((normalized + 0.001 * 3.5 * 4.0 / 6.0).abs() < 1e-4, "{normalized}");
 }
 
 #[test]

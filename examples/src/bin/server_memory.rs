@@ -188,8 +188,13 @@ async fn take_part(
         let delta: Vec<f32> =
             (0..layout.len()).map(|_| uniform_f32(stream.next_u32()) - 0.5).collect();
         let payload = Payload::encode(Compression::Int8, &layout, &delta, &mut stream)?;
-        let update =
-            ClientUpdate { run: plan.run.clone(), round: plan.round, num_examples: 7, payload };
+        let update = ClientUpdate {
+            run: plan.run.clone(),
+            round: plan.round,
+            num_examples: 7,
+            num_steps: 1,
+            payload,
+        };
         connection.report(&update).await?;
         reported = Some(plan.round);
     }

@@ -96,6 +96,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             run: "run".parse().unwrap_or_else(|error| unreachable!("{error}")),
             round: Round(1),
             num_examples: 2,
+            num_steps: 1,
             payload_bytes,
             payload_digest,
             offset,

@@ -101,6 +101,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         payload_digest: Digest::of(b"p"),
         payload_bytes: 400,
         num_examples: 12,
+        num_steps: 1,
         weight: 9,
         downloaded_bytes: 800,
     };
@@ -109,6 +110,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         run: name(),
         round: Round(3),
         num_examples: 120,
+        num_steps: 1,
         payload_bytes: 400,
         payload_digest: Digest::of(b"p"),
         offset: 100,

@@ -40,8 +40,9 @@ impl Service {
         };
         let (round, payload_digest) = (header.round, header.payload_digest);
         let payload = Payload::from_bytes(payload);
-        let (run, num_examples) = (header.run, header.num_examples);
-        let update = ClientUpdate { run, round, num_examples, payload: payload.clone() };
+        let run = header.run;
+        let (num_examples, num_steps) = (header.num_examples, header.num_steps);
+        let update = ClientUpdate { run, round, num_examples, num_steps, payload: payload.clone() };
         let downloaded_bytes = self.downloads.to(&client);
         let report = Input::Report(Report { update, payload_digest, downloaded_bytes });
         let answer = self.ask(client.clone(), report, Some(room)).await;

@@ -113,6 +113,7 @@ fn accepted(name: &str, round: u32) -> Record {
         payload_digest: payload.digest(),
         payload_bytes: payload.bytes().len() as u64,
         num_examples: 3,
+        num_steps: 1,
         weight: 3,
         downloaded_bytes: 0,
     };

@@ -169,6 +169,7 @@ pub fn header(round: u32, payload: &[u8]) -> v1::ReportChunk {
     let header = v1::ReportHeader {
         round,
         num_examples: 7,
+        num_steps: 1,
         payload_bytes,
         payload_digest,
         run: "run".to_owned(),

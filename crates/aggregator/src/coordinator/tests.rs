@@ -136,8 +136,13 @@ impl Run {
 
     fn report(&mut self, client: &str, round: u32, payload: Payload) -> Result<Reply, Rejection> {
         let payload_digest = payload.digest();
-        let update =
-            ClientUpdate { run: config().run, round: Round(round), num_examples: 4, payload };
+        let update = ClientUpdate {
+            run: config().run,
+            round: Round(round),
+            num_examples: 4,
+            num_steps: 1,
+            payload,
+        };
         self.send(client, report(update, payload_digest))
     }
 
@@ -219,18 +224,33 @@ fn other_refusals_leave_the_client_in_the_round() {
     let mut run = Run::open();
     assert_eq!(code(run.report("z", 1, small())), "not-in-cohort");
     assert_eq!(code(run.report("a", 7, small())), "unknown-round");
-    let update =
-        ClientUpdate { run: config().run, round: Round(1), num_examples: 4, payload: small() };
+    let update = ClientUpdate {
+        run: config().run,
+        round: Round(1),
+        num_examples: 4,
+        num_steps: 1,
+        payload: small(),
+    };
     let payload_digest = Digest::of(b"other");
     assert_eq!(code(run.send("a", report(update, payload_digest))), "wrong-digest");
     let run_of = |name: &str| name.parse().unwrap();
-    let update =
-        ClientUpdate { run: run_of("other"), round: Round(1), num_examples: 4, payload: small() };
+    let update = ClientUpdate {
+        run: run_of("other"),
+        round: Round(1),
+        num_examples: 4,
+        num_steps: 1,
+        payload: small(),
+    };
     let payload_digest = small().digest();
     assert_eq!(code(run.send("a", report(update, payload_digest))), "other-run");
     run.report("a", 1, small()).unwrap();
-    let update =
-        ClientUpdate { run: config().run, round: Round(1), num_examples: 0, payload: small() };
+    let update = ClientUpdate {
+        run: config().run,
+        round: Round(1),
+        num_examples: 0,
+        num_steps: 1,
+        payload: small(),
+    };
     let payload_digest = small().digest();
     assert_eq!(code(run.send("b", report(update, payload_digest))), "zero-examples");
 }
@@ -244,6 +264,7 @@ fn repeats_get_the_same_answer_and_different_reports_are_refused() {
         run: config().run,
         round: Round(1),
         num_examples: 4,
+        num_steps: 1,
         payload: payload(|_| 0.5),
     };
     let payload_digest = small().digest();
@@ -297,6 +318,7 @@ fn weights_are_capped() {
         run: config().run,
         round: Round(1),
         num_examples: u32::MAX,
+        num_steps: 3,
         payload: small(),
     };
     let reply = run.send("a", report(update, payload_digest)).unwrap();
@@ -451,8 +473,15 @@ fn linear(text: &str, config: RunConfig) -> RunConfig {
 fn linear_payloads_weigh_the_same() {
     let config = linear("linear8/2", config());
     config.validate().unwrap();
+    let update = ClientUpdate {
+        run: config.run.clone(),
+        round: Round(1),
+        num_examples: 7,
+        num_steps: 1,
+        payload: small(),
+    };
     assert_eq!(
-        (config.weight(&"a".parse().unwrap(), 7), config.summands()),
+        (config.weight(&"a".parse().unwrap(), &update), config.summands()),
         (1, config.cohort.selected())
     );
     let mut run = Run::new(config);
@@ -513,6 +542,7 @@ fn a_rule_of_ones_own_combines_what_it_is_given() {
             run: config().run,
             round: Round(1),
             num_examples: examples,
+            num_steps: 3,
             payload: payload(|_| value),
         };
         let payload_digest = update.payload.digest();

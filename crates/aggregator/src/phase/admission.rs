@@ -34,6 +34,7 @@ pub(crate) struct Terms<'a> {
 pub(crate) fn decide(terms: Terms<'_>, client: &ClientId, report: Report, weight: u32) -> Step {
     let Report { update, payload_digest, downloaded_bytes } = report;
     let (round, num_examples) = (update.round, update.num_examples);
+    let num_steps = update.num_steps;
     let payload_bytes = update.payload.bytes().len() as u64;
     match admit(terms, update) {
         Ok(update) => {
@@ -42,6 +43,7 @@ pub(crate) fn decide(terms: Terms<'_>, client: &ClientId, report: Report, weight
                 payload_digest,
                 payload_bytes,
                 num_examples,
+                num_steps,
                 weight,
                 downloaded_bytes,
             };

@@ -9,6 +9,7 @@ use super::admission::{Standing, Terms, answer, decide, repeat};
 use super::{Closing, OpenRound, Tally, Verdict};
 use crate::clipped::Admitted;
 use crate::combine::WeightedMean;
+use crate::combine::normalized::{Share, normalize};
 use crate::config::RunConfig;
 use crate::message::{Counted, Record, Rejection, Reply, Report, RoundSummary, Step};
 
@@ -87,7 +88,7 @@ impl Training {
             Err(rejection) => answer(Err(rejection)),
             Ok(Standing::Counted(receipt)) => repeat(receipt, report.payload_digest, self.round),
             Ok(Standing::Awaited(_)) => {
-                let weight = terms.config.weight(client, report.update.num_examples);
+                let weight = terms.config.weight(client, &report.update);
                 decide(terms, client, report, weight)
             }
         }
@@ -188,7 +189,12 @@ impl OpenRound for Training {
     }
 
     fn mean(&self, config: &RunConfig, layout: &Layout, before: &[f32]) -> Vec<f32> {
-        config.aggregation.mean(&self.mean, layout, before)
+        let mut mean = config.aggregation.mean(&self.mean, layout, before);
+        if config.aggregation.normalize_steps {
+            let counted = self.counted().into_iter().map(|(_, receipt)| Share::of(receipt));
+            normalize(&mut mean, config.step_limits(), counted);
+        }
+        mean
     }
 
     fn counted(&self) -> Vec<(&ClientId, &Receipt)> {

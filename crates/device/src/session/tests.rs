@@ -68,7 +68,7 @@ fn assign(session: &mut Session, plan: Plan) {
 
 fn outcome(shift: f32) -> TrainingOutcome {
     let values = adapter().values().iter().map(|value| value + shift).collect();
-    TrainingOutcome { values, num_examples: 5, tokens: 100, last_loss: 1.0 }
+    TrainingOutcome { values, num_examples: 5, num_steps: 10, tokens: 100, last_loss: 1.0 }
 }
 
 fn signed_receipt(update: &ClientUpdate) -> SignedReceipt {
@@ -77,6 +77,7 @@ fn signed_receipt(update: &ClientUpdate) -> SignedReceipt {
         payload_digest: update.payload.digest(),
         payload_bytes: update.payload.bytes().len() as u64,
         num_examples: update.num_examples,
+        num_steps: update.num_steps,
         weight: update.num_examples,
         downloaded_bytes: 0,
     };
@@ -260,7 +261,7 @@ fn what_trains_follows_from_the_plan_and_the_limits() {
     b.range().step_by(2).for_each(|place| values[place] += 0.5);
     let outcome = |values: &[f32]| {
         let values = values.to_vec();
-        TrainingOutcome { values, num_examples: 5, tokens: 100, last_loss: 1.0 }
+        TrainingOutcome { values, num_examples: 5, num_steps: 10, tokens: 100, last_loss: 1.0 }
     };
     assert!(encode_update(&task, &outcome(&values), None).is_ok());
     values[b.range().end - 1] += 0.5;

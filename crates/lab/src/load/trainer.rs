@@ -51,6 +51,7 @@ impl NoiseTrainer {
         TrainingOutcome {
             values: values.map(|(value, noise)| value + noise).collect(),
             num_examples: 1 + word % 20,
+            num_steps: task.plan.training.max_steps,
             tokens: 1,
             last_loss: 0.0,
         }

@@ -193,8 +193,7 @@ impl Recorder {
     }
 
     fn central(&self, stage: &mut Stage, federated: f64) -> Result<Option<Central>> {
-        let updates = stage.world.coordinator().state().totals.updates_accepted;
-        let steps = updates * u64::from(self.experiment.training.max_steps);
+        let steps = stage.world.coordinator().state().totals.steps;
         let mut losses = Vec::new();
         for &rate in &self.experiment.evaluation.central_learning_rates {
             let Stage { world, judge, .. } = &mut *stage;

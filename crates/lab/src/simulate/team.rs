@@ -163,9 +163,10 @@ fn distance(after: &[f32], before: &[f32]) -> f64 {
 /// The entry of a result; none of one that is of this machine, and not of the experiment.
 fn encode(outcome: &Result<TrainingOutcome, TrainError>) -> Option<Vec<u8>> {
     Some(match outcome {
-        Ok(TrainingOutcome { values, num_examples, tokens, last_loss }) => {
+        Ok(TrainingOutcome { values, num_examples, num_steps, tokens, last_loss }) => {
             let mut bytes = vec![0];
             bytes.extend(num_examples.to_le_bytes());
+            bytes.extend(num_steps.to_le_bytes());
             bytes.extend(tokens.to_le_bytes());
             bytes.extend(last_loss.to_le_bytes());
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
@@ -182,12 +183,14 @@ fn decode(bytes: &[u8]) -> Option<Result<TrainingOutcome, TrainError>> {
     match kind {
         0 => {
             let (num_examples, rest) = rest.split_first_chunk()?;
+            let (num_steps, rest) = rest.split_first_chunk()?;
             let (tokens, rest) = rest.split_first_chunk()?;
             let (last_loss, rest) = rest.split_first_chunk()?;
             let (words, []) = rest.as_chunks() else { return None };
             Some(Ok(TrainingOutcome {
                 values: words.iter().map(|word| f32::from_le_bytes(*word)).collect(),
                 num_examples: u32::from_le_bytes(*num_examples),
+                num_steps: u32::from_le_bytes(*num_steps),
                 tokens: u64::from_le_bytes(*tokens),
                 last_loss: f64::from_le_bytes(*last_loss),
             }))
@@ -209,7 +212,7 @@ mod tests {
     fn outcomes_come_back_as_they_were() {
         let values = vec![0.1, -2.5e-7, f32::MAX];
         let (tokens, last_loss) = (12_345_678_901, 2.345_678_901_234_5);
-        let trained = TrainingOutcome { values, num_examples: 77, tokens, last_loss };
+        let trained = TrainingOutcome { values, num_examples: 77, num_steps: 9, tokens, last_loss };
         for outcome in
             [Ok(trained), Err(TrainError::NoData), Err(TrainError::Diverged { step: 4_000_000 })]
         {

@@ -17,6 +17,7 @@ fn header(offset: usize) -> ReportHeader {
         run: "run".parse().unwrap(),
         round: Round(1),
         num_examples: 1,
+        num_steps: 1,
         payload_bytes: PAYLOAD.len(),
         payload_digest: Digest::of(PAYLOAD),
         offset,

@@ -252,8 +252,26 @@ fn rules_on_factors_name_what_they_do_not_go_together_with() {
         "training.alignment",
         &[(freeze, "training.freeze"), (nested, "training.nested_ranks"), (fold, "fold_residual")],
     );
+    check(
+        |config| config.aggregation.normalize_steps = true,
+        "normalize_steps",
+        &[
+            (nested, "nested_ranks"),
+            (median, "combine"),
+            (fold, "fold_residual"),
+            (buffered, "run.mode"),
+            (|config| config.compression = "linear8".parse().unwrap(), "linear"),
+        ],
+    );
+    // Weights are as many times larger as a plan has steps.
+    let mut config = config();
+    config.aggregation.max_examples = 1_000_000;
+    config.training.max_steps = 1_000_000;
+    config.validate().unwrap();
+    config.aggregation.normalize_steps = true;
+    assert!(config.validate().unwrap_err().to_string().contains("overflow"));
     for rule in [fold, correct] {
-        let mut config = config();
+        let mut config = super::config();
         rule(&mut config);
         buffered(&mut config);
         assert!(config.validate().unwrap_err().to_string().contains("run.mode"));
