@@ -119,7 +119,7 @@ pub struct Device {
     store: Option<DeviceStore>,
     ledger_key: Option<PublicKey>,
     /// What the adapter of the last plan looks like.
-    shape: Option<(LoraConfig, Arc<Layout>)>,
+    shape: Option<(RunId, LoraConfig, Arc<Layout>)>,
     /// The adapter that came last.
     held: Option<Adapter>,
     /// An adapter that came in part.
@@ -284,12 +284,15 @@ impl Device {
 
     /// Hands out the run's last adapter. The run is over: a server that is gone is no error.
     async fn fetch_last(&mut self, end: &RunEnd) {
-        let Some((lora, layout)) = self.shape.take() else { return };
+        let Some((run, lora, layout)) = self.shape.take() else { return };
         let version = end.version;
         let mut reason = String::new();
         for _ in 0..LAST_FETCH_TRIES {
             match self.download(version, end.adapter_digest, Arc::clone(&layout)).await {
-                Ok(adapter) => return (self.watch)(Event::Adapter { version, lora, adapter }),
+                Ok(adapter) => {
+                    let adapter = self.session.own().personalised(&run, adapter);
+                    return (self.watch)(Event::Adapter { version, lora, adapter });
+                }
                 Err(CallError::Unavailable { message, after }) => {
                     reason = message;
                     tokio::time::sleep(self.backoff.failed(after)).await;
@@ -393,7 +396,7 @@ impl Device {
         }
         for record in records {
             if let Record::Accepted { plan, layout, .. } = &record {
-                self.shape = Some((plan.lora.clone(), Arc::clone(layout)));
+                self.shape = Some((plan.run.clone(), plan.lora.clone(), Arc::clone(layout)));
             }
             match &record {
                 // Late work may be worth nothing any more.

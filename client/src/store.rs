@@ -2,7 +2,7 @@
 //! left out (error feedback), and the history of those that are answered.
 //!
 //! ```text
-//! device.redb     the pending update, the residual, and the end of the history
+//! device.redb     the pending update, the residual, a personal factor, and the end of the history
 //! history.jsonl   what left this device: see [`crate::history`]
 //! ```
 
@@ -15,7 +15,7 @@ use floret_core::{
     ClientId, ClientUpdate, Digest, Payload, Round, RunId, SignedReceipt, Time, Version, json,
 };
 use floret_device::session::{Outcome as Settled, Record};
-use floret_device::{Kept, Pending, Residual};
+use floret_device::{Kept, Own, Pending, Personal, Residual};
 use floret_store::lines::{Lines, Tail};
 use floret_store::{Disk, open_database};
 use redb::{Database, ReadableDatabase, TableDefinition};
@@ -24,8 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::history::{HISTORY, Outcome, Sent};
 
 const DATABASE: &str = "device.redb";
-/// `pending` (an [`Unanswered`]), `payload` (its bytes), `left` (what it leaves out), `residual` (a
-/// [`Left`]), `values` (those of the residual) and `history` (an [`End`]).
+/// `pending` (an [`Unanswered`]), `payload` (its bytes), `left` (what it leaves out), `stays` (the factor that stays
+/// with it), `residual` (a [`Left`]), `values` (those of the residual), `personal` (a [`Stays`]), `factor` (its values) and
+/// `history` (an [`End`]).
 const DEVICE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("device");
 
 /// State that cannot be used, or that cannot be saved.
@@ -60,6 +61,17 @@ struct Unanswered {
     payload: Digest,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     left: Option<Left>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stays: Option<Stays>,
+}
+
+/// A factor that stays on this device; its values stand beside, as f32, little-endian.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stays {
+    run: RunId,
+    layout: Digest,
+    values: Digest,
 }
 
 /// A residual; its values stand beside, as f32, little-endian.
@@ -108,13 +120,17 @@ impl DeviceStore {
         let end: End = parse(row("history")?, "an end of the history")?.unwrap_or_default();
         let pending: Option<Unanswered> = parse(row("pending")?, "an update")?;
         let pending = match (pending, row("payload")?) {
-            (Some(pending), Some(bytes)) => Some(restore(pending, bytes, row("left")?)?),
+            (Some(pending), Some(bytes)) => {
+                Some(restore(pending, bytes, row("left")?, row("stays")?)?)
+            }
             (None, _) => None,
             (Some(_), None) => return Err(StoreError::Damaged("an update without its payload")),
         };
         let residual: Option<Left> = parse(row("residual")?, "a residual")?;
         let residual = residual.map(|left| left.restore(row("values")?)).transpose()?;
-        let kept = Kept { pending, residual };
+        let personal: Option<Stays> = parse(row("personal")?, "a personal factor")?;
+        let personal = personal.map(|stays| stays.restore(row("factor")?)).transpose()?;
+        let kept = Kept { pending, own: Own { residual, personal } };
         drop((table, transaction));
         let history = Lines::open(&disk, HISTORY, end.tail)?;
         Ok(Self { _disk: Box::new(disk), client, database, history, head: end.head, kept })
@@ -122,8 +138,9 @@ impl DeviceStore {
 
     /// The update is encoded: it is kept before its first byte leaves, with what it leaves out.
     fn keep(&mut self, pending: &Pending) -> Result<(), StoreError> {
-        let Pending { update, residual } = pending;
+        let Pending { update, next: Own { residual, personal } } = pending;
         let left = residual.as_deref().map(Left::of);
+        let stays = personal.as_deref().map(Stays::of);
         let unanswered = Unanswered {
             run: update.run.clone(),
             round: update.round,
@@ -131,6 +148,7 @@ impl DeviceStore {
             num_steps: update.num_steps,
             payload: update.payload.digest(),
             left: left.as_ref().map(|(left, _)| left.clone()),
+            stays: stays.as_ref().map(|(stays, _)| stays.clone()),
         };
         let transaction = self.database.begin_write()?;
         {
@@ -140,18 +158,21 @@ impl DeviceStore {
             if let Some((_, values)) = &left {
                 table.insert("left", values.as_slice())?;
             }
+            if let Some((_, values)) = &stays {
+                table.insert("stays", values.as_slice())?;
+            }
         }
         transaction.commit()?;
         self.kept.pending = Some(pending.clone());
         Ok(())
     }
 
-    /// The server has answered: the update goes into the history. What it left out becomes the
-    /// residual if it counts, and is forgotten if not.
+    /// The server has answered: the update goes into the history. What follows from it becomes the device's own if it
+    /// counts, and is forgotten if not.
     fn settle(&mut self, outcome: Outcome) -> Result<(), StoreError> {
-        let Some(Pending { update, residual }) = &self.kept.pending else { return Ok(()) };
+        let Some(Pending { update, next }) = &self.kept.pending else { return Ok(()) };
         let counts = matches!(outcome, Outcome::Counted { .. });
-        let residual = residual.clone().filter(|_| counts);
+        let next = if counts { next.clone() } else { Own::default() };
         let sent = Sent {
             entry: self.head.entries + 1,
             previous: self.head.digest,
@@ -172,10 +193,14 @@ impl DeviceStore {
         let transaction = self.database.begin_write()?;
         {
             let mut table = transaction.open_table(DEVICE)?;
-            for row in ["pending", "payload", "left"] {
+            for row in ["pending", "payload", "left", "stays"] {
                 table.remove(row)?;
             }
-            if let Some((left, values)) = residual.as_deref().map(Left::of) {
+            if let Some((stays, values)) = next.personal.as_deref().map(Stays::of) {
+                table.insert("personal", json::encode(&stays).as_slice())?;
+                table.insert("factor", values.as_slice())?;
+            }
+            if let Some((left, values)) = next.residual.as_deref().map(Left::of) {
                 table.insert("residual", json::encode(&left).as_slice())?;
                 table.insert("values", values.as_slice())?;
             }
@@ -183,7 +208,7 @@ impl DeviceStore {
         }
         transaction.commit()?;
         self.kept.pending = None;
-        self.kept.residual = residual.or_else(|| self.kept.residual.take());
+        self.kept.own = std::mem::take(&mut self.kept.own).then(&next);
         self.head = head;
         Ok(self.history.finish()?)
     }
@@ -225,32 +250,57 @@ fn restore(
     unanswered: Unanswered,
     bytes: Vec<u8>,
     values: Option<Vec<u8>>,
+    factor: Option<Vec<u8>>,
 ) -> Result<Pending, StoreError> {
-    let Unanswered { run, round, num_examples, num_steps, payload: digest, left } = unanswered;
+    let Unanswered { run, round, num_examples, num_steps, payload: digest, left, stays } =
+        unanswered;
     let payload = Payload::from_bytes(bytes);
     if payload.digest() != digest {
         return Err(StoreError::Damaged("an update"));
     }
     let update = Arc::new(ClientUpdate { run, round, num_examples, num_steps, payload });
     let residual = left.map(|left| left.restore(values)).transpose()?;
-    Ok(Pending { update, residual })
+    let personal = stays.map(|stays| stays.restore(factor)).transpose()?;
+    Ok(Pending { update, next: Own { residual, personal } })
+}
+
+impl Stays {
+    /// The two rows of a personal factor.
+    fn of(personal: &Personal) -> (Self, Vec<u8>) {
+        let bytes = to_bytes(&personal.values);
+        let (run, layout, values) = (personal.run.clone(), personal.layout, Digest::of(&bytes));
+        (Self { run, layout, values }, bytes)
+    }
+
+    fn restore(self, bytes: Option<Vec<u8>>) -> Result<Arc<Personal>, StoreError> {
+        let Self { run, layout, values } = self;
+        let values = from_bytes(bytes, values).ok_or(StoreError::Damaged("a personal factor"))?;
+        Ok(Arc::new(Personal { run, layout, values }))
+    }
+}
+
+fn to_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// The values, if they are those of this digest.
+fn from_bytes(bytes: Option<Vec<u8>>, digest: Digest) -> Option<Vec<f32>> {
+    let bytes = bytes.filter(|bytes| Digest::of(bytes) == digest)?;
+    Some(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect())
 }
 
 impl Left {
     /// The two rows of a residual.
     fn of(residual: &Residual) -> (Self, Vec<u8>) {
         let Residual { run, layout, version, turn, values } = residual;
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes = to_bytes(values);
         let (run, values) = (run.clone(), Digest::of(&bytes));
         (Self { run, layout: *layout, version: *version, turn: *turn, values }, bytes)
     }
 
     fn restore(self, bytes: Option<Vec<u8>>) -> Result<Arc<Residual>, StoreError> {
-        let damaged = || StoreError::Damaged("a residual");
-        let bytes = bytes.filter(|bytes| Digest::of(bytes) == self.values).ok_or_else(damaged)?;
-        let words = bytes.as_chunks::<4>().0.iter();
-        let values = words.map(|word| f32::from_le_bytes(*word)).collect();
-        let Self { run, layout, version, turn, .. } = self;
+        let Self { run, layout, version, turn, values } = self;
+        let values = from_bytes(bytes, values).ok_or(StoreError::Damaged("a residual"))?;
         Ok(Arc::new(Residual { run, layout, version, turn, values }))
     }
 }

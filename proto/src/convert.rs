@@ -209,6 +209,7 @@ impl From<TrainingConfig> for v1::Training {
             max_grad_norm: training.max_grad_norm,
             freeze: v1::Freeze::from(training.freeze).into(),
             nested_ranks: training.nested_ranks,
+            personal_b: training.personal_b,
             proximal: training.proximal,
             alignment: training.alignment,
         }
@@ -250,6 +251,7 @@ impl TryFrom<v1::Training> for TrainingConfig {
             max_grad_norm: training.max_grad_norm,
             freeze,
             nested_ranks: training.nested_ranks,
+            personal_b: training.personal_b,
             proximal: training.proximal,
             alignment: training.alignment,
         })
@@ -487,6 +489,7 @@ mod tests {
                 max_epochs: 2,
                 freeze: Freeze::Alternate,
                 nested_ranks: true,
+                personal_b: true,
                 proximal: 0.5,
                 alignment: 0.25,
                 ..TrainingConfig::default()

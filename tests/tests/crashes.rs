@@ -36,7 +36,7 @@ fn residual(durable: &Durable, device: usize) -> Option<(u64, u32)> {
     let mut store = floret_client::DeviceStore::open(disk, name.parse().unwrap()).unwrap();
     let kept = store.load().unwrap();
     assert!(kept.pending.is_none(), "{kept:?}");
-    kept.residual.map(|residual| (residual.version.0, residual.turn))
+    kept.own.residual.map(|residual| (residual.version.0, residual.turn))
 }
 
 fn adapter(ending: &Ending) -> Digest {

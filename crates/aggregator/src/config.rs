@@ -24,6 +24,7 @@ pub use factors::MixedRanks;
 mod compression;
 mod factors;
 mod optimizer;
+mod personal;
 mod steps;
 
 /// Settings of one run.
@@ -208,10 +209,10 @@ impl Aggregation {
         }
     }
 
-    /// What of an adapter of `rank` components trains from `version`.
+    /// What of an adapter of `rank` components updates change that start from `version`.
     #[must_use]
     pub fn scope(&self, training: &TrainingConfig, rank: usize, version: Version) -> Scope {
-        let frozen = training.freeze.frozen(version);
+        let frozen = training.unsent(version);
         Scope { frozen, rank: rank.saturating_sub(self.fold_residual) }
     }
 
@@ -292,6 +293,7 @@ impl RunConfig {
         self.validate_training()?;
         self.validate_compression()?;
         self.validate_factors()?;
+        self.validate_personal()?;
         self.validate_timing()?;
         self.validate_aggregation()
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::BaseDigests;
 use crate::id::{Digest, Round, RunId, Version};
+use crate::layout::Factor;
 use crate::lora::LoraConfig;
 use crate::payload::{Compression, Shared};
 use crate::scope::Freeze;
@@ -95,6 +96,10 @@ pub struct TrainingConfig {
     /// Which factor stays as it is.
     #[serde(skip_serializing_if = "Freeze::is_none")]
     pub freeze: Freeze,
+    /// Whether B stays with each device: it trains, is never sent, and goes on from where it was in the device's next round
+    /// (FedSA-LoRA, Guo et al. 2025, arXiv 2410.01463, section 3.2). A is shared.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub personal_b: bool,
     /// Whether a device that permits a lower rank than the run's trains its first components alone,
     /// instead of declining.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -133,6 +138,7 @@ impl Default for TrainingConfig {
             weight_decay: 0.0,
             max_grad_norm: 1.0,
             freeze: Freeze::None,
+            personal_b: false,
             nested_ranks: false,
             proximal: 0.0,
             alignment: 0.0,
@@ -191,6 +197,12 @@ impl TrainingConfig {
             }
         }
         Ok(())
+    }
+
+    /// The factor that no update of `version` changes: it does not train, or it stays with each device.
+    #[must_use]
+    pub fn unsent(&self, version: Version) -> Option<Factor> {
+        if self.personal_b { Some(Factor::B) } else { self.freeze.frozen(version) }
     }
 
     /// Optimizer steps of a device that holds so many sequences: each takes a batch, or what the epoch has left.

@@ -10,11 +10,13 @@
 //! - [`limits`]: what a device is willing to do, and which plans it declines
 //! - [`pipeline`], [`residual`]: from a trained adapter to an encoded update, and what that leaves out;
 //!   `align`: factors turned towards those of everybody else
+//! - [`own`]: what a device keeps of its own between rounds
 //! - [`session`]: the state machine, one file for each phase
 //! - [`store`]: where what must outlive a crash is kept
 
 mod align;
 pub mod limits;
+pub mod own;
 pub mod pipeline;
 pub mod residual;
 pub mod session;
@@ -22,6 +24,7 @@ pub mod store;
 pub mod trainer;
 
 pub use limits::{Limits, LocalModel, Refusal};
+pub use own::{Own, Personal};
 pub use pipeline::Pending;
 pub use residual::Residual;
 pub use session::{Action, Fault, Input, Record, Session};

@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use floret_core::ClientUpdate;
 use floret_core::payload::Encoder;
 use floret_core::seed::Purpose;
+use floret_core::{ClientUpdate, Scope};
 
 use crate::align::align;
+use crate::own::{Own, Personal};
 use crate::residual::Residual;
 use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
 
@@ -16,11 +17,11 @@ use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
 pub struct Pending {
     /// The update; these very bytes are sent until the server answers.
     pub update: Arc<ClientUpdate>,
-    /// What it leaves out: the device's residual once it counts. None without error feedback.
-    pub residual: Option<Arc<Residual>>,
+    /// What the device keeps of its own once it counts.
+    pub next: Own,
 }
 
-/// Encodes what training changed: delta = after - before, and with error feedback what `residual` has. If the plan asks for
+/// Encodes what training changed, but for a factor that stays here: delta = after - before, and with error feedback what `residual` has. If the plan asks for
 /// it, factors are turned towards those before first.
 /// Rounding, rotation and the first segment are drawn from the plan's seed.
 ///
@@ -46,15 +47,21 @@ pub fn encode_update(
     if plan.training.alignment > 0.0 && after.iter().all(|value| value.is_finite()) {
         align(layout, plan.version, plan.training.alignment, before, after.to_mut());
     }
-    let delta: Vec<f32> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+    let mut delta: Vec<f32> =
+        after.iter().zip(before).map(|(after, before)| after - before).collect();
     if !task.scope.holds(layout, &delta) {
         let problem = "training changed values that the plan leaves as they are".to_owned();
         return Err(TrainError::Unsupported(problem));
     }
+    let sent = Scope { frozen: plan.training.unsent(plan.version), ..task.scope };
+    let personal = plan.training.personal_b.then(|| Arc::new(Personal::of(plan, layout, &after)));
+    if delta.iter().all(|value| value.is_finite()) {
+        sent.outside(layout).into_iter().for_each(|places| delta[places].fill(0.0));
+    }
     let mut rng = plan.seed.derive(Purpose::Rounding, plan.round, Some(&task.client)).stream();
     let encoder = Encoder::new(plan.compression, layout).leading_to(&after).shared(plan.shared());
     let encoded = if plan.error_feedback > 0.0 {
-        let held = task.scope.outside(layout);
+        let held = sent.outside(layout);
         Residual::encode(encoder, residual, plan, layout, &held, delta, &mut rng)
             .map(|(payload, residual)| (payload, Some(Arc::new(residual))))
     } else {
@@ -65,5 +72,5 @@ pub fn encode_update(
     let (run, round) = (plan.run.clone(), plan.round);
     let TrainingOutcome { num_examples, num_steps, .. } = *outcome;
     let update = Arc::new(ClientUpdate { run, round, num_examples, num_steps, payload });
-    Ok(Pending { update, residual })
+    Ok(Pending { update, next: Own { residual, personal } })
 }

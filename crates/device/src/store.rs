@@ -1,10 +1,9 @@
 //! Where a shell keeps what must outlive a crash of the device.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 
+use crate::own::Own;
 use crate::pipeline::Pending;
-use crate::residual::Residual;
 use crate::session::Record;
 
 /// What a session owes the server and knows from earlier rounds.
@@ -12,8 +11,8 @@ use crate::session::Record;
 pub struct Kept {
     /// The update that the server has not answered yet.
     pub pending: Option<Pending>,
-    /// What the updates that count left out.
-    pub residual: Option<Arc<Residual>>,
+    /// What follows from the updates that count.
+    pub own: Own,
 }
 
 /// Keeps a session, so that what it owes the server outlives a crash.

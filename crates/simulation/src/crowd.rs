@@ -4,12 +4,11 @@
 //! round costs does not grow with the population. Whoever comes is drawn from those that may.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use floret_core::seed::Purpose;
 use floret_core::{ClientId, Digest, Round, Seed, Time};
-use floret_device::{Residual, Session};
+use floret_device::{Own, Session};
 use rand_chacha::ChaCha20Rng;
 
 use crate::behaviour::{Battery, Behaviour, Draws, Nature};
@@ -52,8 +51,8 @@ struct Absent {
     arrivals: ChaCha20Rng,
     /// Charge of those that have worked, as a share, and when it was that.
     charges: BTreeMap<usize, (Time, f64)>,
-    /// What the updates of those that have worked left out.
-    residuals: BTreeMap<usize, Arc<Residual>>,
+    /// What those that have worked keep of their own.
+    own: BTreeMap<usize, Own>,
     /// The adapters that those hold which have fetched one.
     held: BTreeMap<usize, Digest>,
 }
@@ -81,8 +80,8 @@ impl Crowd {
         seed: &Seed,
     ) -> Self {
         let arrivals = seed.derive(Purpose::Arrival, Round(0), None).stream();
-        let (charges, residuals, held) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let absent = Some(Absent { population, arrivals, charges, residuals, held });
+        let (charges, own, held) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let absent = Some(Absent { population, arrivals, charges, own, held });
         Self { behaviour, seed: seed.clone(), there: BTreeMap::new(), at_work: 0, absent }
     }
 
@@ -97,6 +96,12 @@ impl Crowd {
         let seed = self.seed.derive(Purpose::RetryJitter, round, Some(session.client()));
         let draws = Draws::new(self.behaviour, nature, &seed);
         self.there.insert(index, Device::new(session, store, draws));
+    }
+
+    /// What the device `index` keeps of its own, whether it is there or not.
+    pub(crate) fn own(&self, index: usize) -> Option<&Own> {
+        let absent = || self.absent.as_ref()?.own.get(&index);
+        self.there.get(&index).map(|device| device.session.own()).or_else(absent)
     }
 
     /// Indices of those that are there.
@@ -120,8 +125,8 @@ impl Crowd {
         let index = self.draw(now)?;
         let absent = self.absent.as_ref()?;
         let (session, nature) = (absent.population.session(index), self.nature(absent, index));
-        let residual = absent.residuals.get(&index).cloned();
-        self.arrive(index, session, DeviceStore::holding(residual), nature, round);
+        let own = absent.own.get(&index).cloned().unwrap_or_default();
+        self.arrive(index, session, DeviceStore::holding(own), nature, round);
         let held = self.absent.as_mut()?.held.remove(&index);
         self.device(index).held = held;
         Some(index)
@@ -196,8 +201,9 @@ impl Crowd {
             && let Some(absent) = &mut self.absent
         {
             absent.held.extend(device.held.map(|held| (index, held)));
-            let residual = device.session.residual().map(Arc::clone);
-            absent.residuals.extend(residual.map(|residual| (index, residual)));
+            let own = device.session.own().clone();
+            let has_some = own != Own::default();
+            absent.own.extend(has_some.then_some((index, own)));
         }
         !goes
     }

@@ -1,10 +1,9 @@
 //! A device of a world: a session with its own clock and store, which a crash takes down together.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use floret_core::{Digest, Time};
-use floret_device::{Action, Input, Kept, Record, Residual, Session, Store};
+use floret_device::{Action, Input, Kept, Own, Record, Session, Store};
 
 use crate::behaviour::Draws;
 
@@ -22,13 +21,13 @@ impl DeviceStore {
     /// Keeps nothing.
     #[must_use]
     pub fn none() -> Self {
-        Self::holding(None)
+        Self::holding(Own::default())
     }
 
-    /// Keeps nothing, and holds what earlier updates left out.
-    pub(crate) fn holding(residual: Option<Arc<Residual>>) -> Self {
+    /// Keeps nothing, and holds what follows from earlier updates.
+    pub(crate) fn holding(own: Own) -> Self {
         let commit = || -> Commit { Box::new(|_| true) };
-        let kept = Kept { pending: None, residual };
+        let kept = Kept { pending: None, own };
         let again = kept.clone();
         let restart = move || (commit(), again.clone());
         Self { commit: commit(), restart: Box::new(restart), kept }

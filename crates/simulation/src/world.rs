@@ -13,7 +13,7 @@ use floret_aggregator::{
     Coordinator, Input as ServerInput, MemoryStore, Reply, Report, RoundSummary, Store,
 };
 use floret_core::{
-    ClientId, ClientUpdate, Payload, Seed, SignedReceipt, SigningKey, Time, Version,
+    Adapter, ClientId, ClientUpdate, Payload, Seed, SignedReceipt, SigningKey, Time, Version,
 };
 use floret_device::session::RunEnd;
 use floret_device::{
@@ -248,6 +248,16 @@ impl<T: Trainer, S: Store> World<T, S> {
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.traffic
+    }
+
+    /// `adapter` as the device `index` has it: with its own factor, in a run in which one stays there.
+    #[must_use]
+    pub fn personalised(&self, index: usize, adapter: &Adapter) -> Adapter {
+        let config = self.server.coordinator.config();
+        match self.crowd.own(index).filter(|_| config.training.personal_b) {
+            Some(own) => own.personalised(&config.run, adapter.clone()),
+            None => adapter.clone(),
+        }
     }
 
     /// What trains the devices.

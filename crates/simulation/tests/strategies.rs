@@ -31,8 +31,8 @@ fn everyone() -> RunConfig {
     })
 }
 
-/// Runs with devices whose ranks are those of `max_ranks`, in turn.
-fn simulate(config: RunConfig, max_ranks: &[usize], seed: u64) -> Ending {
+/// A world of devices whose ranks are those of `max_ranks`, in turn.
+fn world(config: RunConfig, max_ranks: &[usize], seed: u64) -> World<ToyTrainer> {
     let layout = Arc::new(Layout::new(&model().config, &config.lora).unwrap());
     let state = RunState::first(&config, Arc::clone(&layout));
     let coordinator = Coordinator::new(config, layout, state).unwrap();
@@ -42,8 +42,12 @@ fn simulate(config: RunConfig, max_ranks: &[usize], seed: u64) -> Ending {
     };
     let sessions = (0..DEVICES).zip(max_ranks.iter().cycle()).map(session).collect();
     let seed = Seed::from_number(seed);
-    let world = World::new(coordinator, sessions, ToyTrainer, Behaviour::default(), &seed);
-    let ending = world.run(Duration::from_secs(24 * 3600)).unwrap();
+    World::new(coordinator, sessions, ToyTrainer, Behaviour::default(), &seed)
+}
+
+/// The end of its run.
+fn simulate(config: RunConfig, max_ranks: &[usize], seed: u64) -> Ending {
+    let ending = world(config, max_ranks, seed).run(Duration::from_secs(24 * 3600)).unwrap();
     assert!(ending.coordinator.state().end.as_ref().unwrap().completed);
     ending
 }
@@ -188,6 +192,36 @@ fn who_does_more_steps_does_not_count_for_more() {
     let (plain, normalized) = (moved(false), moved(true));
     assert!((plain + 0.001 * 9.0 / 6.0).abs() < 1e-6, "{plain}");
     assert!((normalized + 0.001 * 3.5 * 4.0 / 6.0).abs() < 1e-4, "{normalized}");
+}
+
+/// FedSA: A moves and is everybody's, B moves and is each device's own, and the server's B stays as it began; small
+/// uploads and downloads are of A alone.
+#[test]
+fn a_personal_factor_never_reaches_the_server() {
+    for (compression, download) in [("none", "none"), ("sparse5%", "int8")] {
+        let mut config = everyone();
+        config.compression = compression.parse().unwrap();
+        config.aggregation.download_compression = download.parse().unwrap();
+        config.training.personal_b = true;
+        let first =
+            RunState::first(&config, Arc::new(Layout::new(&model().config, &config.lora).unwrap()));
+        let mut world = world(config, &[2], 1);
+        while world.next_round(Duration::from_secs(24 * 3600)).unwrap().is_some() {}
+        let after = &world.coordinator().state().adapter;
+        for [a, b] in after.layout().pairs() {
+            assert_ne!(after.values()[a.range()], first.adapter.values()[a.range()]);
+            assert!(after.values()[b.range()].iter().all(|value| *value == 0.0));
+        }
+        let own = |index| world.personalised(index, after);
+        for index in 0..DEVICES as usize {
+            for [a, b] in after.layout().pairs() {
+                let of = own(index);
+                assert_eq!(of.values()[a.range()], after.values()[a.range()]);
+                assert!(of.values()[b.range()].iter().any(|value| *value != 0.0));
+            }
+        }
+        assert_ne!(own(0).digest(), own(1).digest());
+    }
 }
 
 #[test]

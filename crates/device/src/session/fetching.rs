@@ -5,6 +5,7 @@ use std::sync::Arc;
 use floret_core::{Adapter, ClientId, Layout, Plan, Scope, Time};
 
 use super::{Action, Fault, Record};
+use crate::own::Own;
 use crate::trainer::TrainingTask;
 
 #[derive(Debug)]
@@ -24,11 +25,20 @@ impl Fetching {
         }
     }
 
-    pub(super) fn fetched(&self, client: &ClientId, adapter: Adapter) -> Result<Record, Fault> {
+    pub(super) fn fetched(
+        &self,
+        client: &ClientId,
+        own: &Own,
+        adapter: Adapter,
+    ) -> Result<Record, Fault> {
         let (want, got) = (self.plan.adapter_digest, adapter.digest());
         if want != got {
             return Err(Fault::WrongAdapter { want, got });
         }
+        let adapter = match self.plan.training.personal_b {
+            true => own.personalised(&self.plan.run, adapter),
+            false => adapter,
+        };
         let (client, plan, scope) = (client.clone(), (*self.plan).clone(), self.scope);
         Ok(Record::Ready(Arc::new(TrainingTask { client, plan, adapter, scope })))
     }

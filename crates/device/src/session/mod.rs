@@ -23,8 +23,8 @@ use floret_core::{
 };
 
 use crate::limits::{Limits, LocalModel};
+use crate::own::Own;
 use crate::pipeline::Pending;
-use crate::residual::Residual;
 use crate::store::Kept;
 use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
 use fetching::Fetching;
@@ -193,8 +193,8 @@ pub struct Session {
     client: ClientId,
     model: LocalModel,
     limits: Limits,
-    /// What the updates that count left out.
-    residual: Option<Arc<Residual>>,
+    /// What follows from the updates that count.
+    own: Own,
     phase: Phase,
 }
 
@@ -213,7 +213,7 @@ impl Session {
     #[must_use]
     pub fn new(client: ClientId, model: LocalModel, limits: Limits) -> Self {
         let phase = Phase::Idle(idle::Idle::default());
-        Self { client, model, limits, residual: None, phase }
+        Self { client, model, limits, own: Own::default(), phase }
     }
 
     /// The device after a crash: idle, and nothing is owed but what a store has kept.
@@ -225,18 +225,18 @@ impl Session {
     /// The same session, with what a store has kept: an update is sent first.
     #[must_use]
     pub fn with_kept(self, kept: Kept) -> Self {
-        let Kept { pending, residual } = kept;
+        let Kept { pending, own } = kept;
         let phase = match pending {
             Some(pending) => Phase::Reporting(reporting::Reporting { pending }),
             None => self.phase,
         };
-        Self { residual, phase, ..self }
+        Self { own, phase, ..self }
     }
 
-    /// What the updates that counted left out.
+    /// What follows from the updates that counted.
     #[must_use]
-    pub fn residual(&self) -> Option<&Arc<Residual>> {
-        self.residual.as_ref()
+    pub fn own(&self) -> &Own {
+        &self.own
     }
 
     /// The device's name.
@@ -277,7 +277,7 @@ impl Session {
             (Phase::Idle(_), Input::ComeBack(after)) => Record::Waiting(now.after(after)),
             (Phase::Idle(_), Input::RunEnded(end)) => Record::Ended(end),
             (Phase::Fetching(fetching), Input::Fetched(adapter)) => {
-                fetching.fetched(&self.client, adapter)?
+                fetching.fetched(&self.client, &self.own, adapter)?
             }
             (Phase::Fetching(fetching), Input::FetchRefused(reason)) => {
                 Record::Settled { round: fetching.plan.round, outcome: Outcome::Refused(reason) }
@@ -288,7 +288,7 @@ impl Session {
             (Phase::Fetching(Fetching { plan, .. }), Input::Over) => expired(plan.round),
             (Phase::Training(training), Input::Over) => expired(training.task.plan.round),
             (Phase::Training(training), Input::Trained(outcome)) => {
-                training.trained(outcome, self.residual.as_deref())
+                training.trained(outcome, self.own.residual.as_deref())
             }
             (Phase::Reporting(reporting), Input::Acknowledged(receipt)) => {
                 reporting.settled(Outcome::Acknowledged(receipt))
@@ -335,8 +335,7 @@ impl Session {
                 if let (Phase::Reporting(reporting), Outcome::Acknowledged(_)) =
                     (&mut self.phase, outcome)
                 {
-                    let left = reporting.pending.residual.take();
-                    self.residual = left.or_else(|| self.residual.take());
+                    self.own = std::mem::take(&mut self.own).then(&reporting.pending.next);
                 }
                 Phase::Idle(idle::Idle::default())
             }

@@ -9,7 +9,9 @@ use floret_core::scope::Freeze;
 use floret_core::{LoraConfig, ModelConfig, Receipt, Seed, SigningKey};
 
 use super::*;
+use crate::own::Personal;
 use crate::pipeline::encode_update;
+use crate::residual::Residual;
 
 fn model() -> LocalModel {
     let config = ModelConfig::from_json(
@@ -106,8 +108,8 @@ fn a_round_goes_from_check_in_to_receipt() {
     assert!(delta.iter().all(|change| (change - 0.5).abs() < 1e-6));
     // No deadline gives up what the server may have counted; only its answer does.
     assert!(matches!(session.next_action(Time(u64::MAX)), Action::Report(_)));
-    let pending = Some(Pending { update: Arc::clone(&update), residual: None });
-    let mut restarted = self::session().with_kept(Kept { pending, residual: None });
+    let pending = Some(Pending { update: Arc::clone(&update), next: Own::default() });
+    let mut restarted = self::session().with_kept(Kept { pending, own: Own::default() });
     assert!(matches!(restarted.next_action(now), Action::Report(again) if again == update));
     advance(&mut restarted, now, Input::ReportRefused("round 3 is over".into()));
     assert!(matches!(restarted.next_action(now), Action::CheckIn));
@@ -286,8 +288,12 @@ fn train(session: &mut Session, plan: Plan, shift: f32) -> Pending {
     pending
 }
 
+fn of_residual(residual: Residual) -> Own {
+    Own { residual: Some(Arc::new(residual)), ..Own::default() }
+}
+
 fn left(pending: &Pending) -> &Residual {
-    pending.residual.as_deref().unwrap()
+    pending.next.residual.as_deref().unwrap()
 }
 
 fn decoded(pending: &Pending) -> Vec<f32> {
@@ -314,7 +320,7 @@ fn what_an_update_leaves_out_is_added_to_the_next_once_it_counts() {
     advance(&mut session, Time(0), Input::ReportRefused("round 3 is over".into()));
     assert_eq!(train(&mut session, lossy(3), 0.25), second);
     // And from a store, after a crash.
-    let kept = Kept { pending: None, residual: first.residual.clone() };
+    let kept = Kept { pending: None, own: first.next.clone() };
     assert_eq!(train(&mut session.restarted().with_kept(kept), lossy(3), 0.25), second);
     assert_ne!(train(&mut session.restarted(), lossy(3), 0.25), second);
 }
@@ -324,7 +330,7 @@ fn a_residual_decays_with_the_versions_that_its_device_sat_out() {
     let first = train(&mut session(), lossy(2), 0.5);
     // The version that the residual is of may be that of the plan: its round was abandoned.
     for (version, decay) in [(0, 1.0), (2, 1.0), (3, 1.0), (4, 0.5), (6, 0.125), (u64::MAX, 0.0)] {
-        let kept = Kept { pending: None, residual: first.residual.clone() };
+        let kept = Kept { pending: None, own: first.next.clone() };
         let next = train(&mut session().with_kept(kept), lossy(version), 0.25);
         let (sent, after) = (decoded(&next), &left(&next).values);
         for ((sent, after), before) in sent.iter().zip(after).zip(&left(&first).values) {
@@ -344,12 +350,12 @@ fn residuals_of_other_runs_and_layouts_are_not_added_and_divergence_is_seen() {
     ] {
         let mut residual = left(&first).clone();
         change(&mut residual);
-        let kept = Kept { pending: None, residual: Some(Arc::new(residual)) };
+        let kept = Kept { pending: None, own: of_residual(residual) };
         assert_eq!(train(&mut session().with_kept(kept), lossy(3), 0.25), alone);
     }
     let huge =
         Residual { values: vec![f32::MAX; adapter().layout().len()], ..left(&first).clone() };
-    let kept = Kept { pending: None, residual: Some(Arc::new(huge)) };
+    let kept = Kept { pending: None, own: of_residual(huge) };
     let mut session = session().with_kept(kept);
     assign(&mut session, lossy(3));
     advance(&mut session, Time(0), Input::Fetched(adapter()));
@@ -372,4 +378,56 @@ fn a_plan_with_impossible_feedback_is_declined() {
         let action = session.next_action(Time(0));
         assert!(matches!(&action, Action::Decline { reason, .. } if reason.contains("feedback")));
     }
+}
+
+/// FedSA: B trains and stays, goes on from where it was once its update counts, and leaves no trace of one that does not.
+#[test]
+fn a_personal_factor_stays_on_its_device() {
+    let personal = |version| {
+        let training = TrainingConfig { personal_b: true, ..TrainingConfig::default() };
+        Plan { version: Version(version), training, ..plan() }
+    };
+    let b = |values: &[f32]| values[adapter().layout().tensors()[1].range()].to_vec();
+    let start = |session: &mut Session, plan| {
+        assign(session, plan);
+        advance(session, Time(0), Input::Fetched(adapter()));
+        let Action::Train(task) = session.next_action(Time(0)) else { panic!("no work") };
+        assert_eq!(task.scope, Scope { frozen: None, rank: 2 });
+        task.adapter.values().to_vec()
+    };
+    let mut session = session();
+    let first = train(&mut session, personal(2), 0.5);
+    let sent = decoded(&first);
+    let [of_a, of_b] = [0, 1].map(|at| adapter().layout().tensors()[at].range());
+    assert!(sent[of_a].iter().all(|value| (value - 0.5).abs() < 1e-6));
+    assert!(sent[of_b].iter().all(|value| *value == 0.0));
+    // Refused: as if nothing had been.
+    let mut refused = self::session();
+    let again = train(&mut refused, personal(2), 0.5);
+    assert_eq!(again, first);
+    advance(&mut refused, Time(0), Input::ReportRefused("round 3 is over".into()));
+    assert_eq!(start(&mut refused, personal(3)), adapter().values());
+    // Counted: A is the server's, B the device's, also after a crash.
+    advance(&mut session, Time(0), Input::Acknowledged(signed_receipt(&first.update)));
+    let mut crashed =
+        session.restarted().with_kept(Kept { pending: None, own: first.next.clone() });
+    for session in [&mut session, &mut crashed] {
+        let from = start(session, personal(3));
+        let trained: Vec<f32> = b(adapter().values()).iter().map(|value| value + 0.5).collect();
+        assert_eq!(b(&from), trained);
+        let [of_a, _] = [0, 1].map(|at| adapter().layout().tensors()[at].range());
+        assert_eq!(from[of_a.clone()], adapter().values()[of_a]);
+    }
+    // Other runs, other layouts and damaged values are another device's business.
+    let elsewhere = |change: fn(&mut Personal)| {
+        let mut personal_b = (**first.next.personal.as_ref().unwrap()).clone();
+        change(&mut personal_b);
+        let own = Own { personal: Some(Arc::new(personal_b)), ..Own::default() };
+        let mut session = self::session().with_kept(Kept { pending: None, own });
+        assert_eq!(start(&mut session, personal(3)), adapter().values());
+    };
+    elsewhere(|of| of.run = "other".parse().unwrap());
+    elsewhere(|of| of.layout = Digest::of(b"other"));
+    elsewhere(|of| of.values.push(0.0));
+    elsewhere(|of| of.values[0] = f32::NAN);
 }

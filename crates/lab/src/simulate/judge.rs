@@ -7,7 +7,7 @@ use anyhow::Result;
 use floret_client::setup::Base;
 use floret_core::plan::TrainingConfig;
 use floret_core::seed::Purpose;
-use floret_core::{Adapter, LoraConfig, Round, Seed};
+use floret_core::{Adapter, LoraConfig, Round, Seed, Version};
 use floret_model::{Document, Evaluation, LocalData, Lora, Sequence, Threads, Training, evaluate};
 use floret_simulation::distribution::sample;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,7 @@ impl Judge {
         threads: usize,
     ) -> Result<Self> {
         let seed = experiment.seed().derive(Purpose::Evaluation, Round(0), None);
+        let rounds = experiment.run.rounds;
         let chosen = sample(people.len(), experiment.evaluation.clients, &mut seed.stream());
         Ok(Self {
             chosen: chosen.into_iter().collect(),
@@ -47,7 +48,8 @@ impl Judge {
             people,
             threads: Threads::new(threads)?,
             lora: experiment.lora.clone(),
-            training: experiment.training.clone(),
+            // Steps of one's own go on at the rate with which the run ended.
+            training: experiment.training.from_version(Version(rounds.into()), rounds),
             seed,
         })
     }
@@ -56,18 +58,22 @@ impl Judge {
         self.training.sequence_length as usize
     }
 
-    /// Loss of each chosen client with the adapter, or without one.
-    pub(super) fn losses(&self, adapter: Option<&Adapter>) -> Result<Vec<Evaluation>> {
-        let evaluate = |index: &usize| {
+    /// Loss of each chosen client with its adapter, or without one.
+    pub(super) fn losses(&self, adapters: Option<&[Adapter]>) -> Result<Vec<Evaluation>> {
+        let evaluate = |(at, index): (usize, &usize)| {
             let holdout = self.people.data(*index).holdout(self.length());
-            self.loss(adapter, &holdout)
+            self.loss(adapters.map(|adapters| &adapters[at]), &holdout)
         };
-        self.chosen.iter().map(evaluate).collect()
+        self.chosen.iter().enumerate().map(evaluate).collect()
     }
 
     /// Loss of each chosen client with an adapter that it trained further on its own texts.
-    pub(super) fn personal_losses(&self, adapter: &Adapter, steps: u32) -> Result<Vec<Evaluation>> {
-        let evaluate = |index: &usize| {
+    pub(super) fn personal_losses(
+        &self,
+        adapters: &[Adapter],
+        steps: u32,
+    ) -> Result<Vec<Evaluation>> {
+        let evaluate = |(adapter, index): (&Adapter, &usize)| {
             let data = self.people.data(*index);
             let client = self.people.client(*index);
             let shuffle = self.seed.derive(Purpose::Shuffle, Round(0), Some(&client));
@@ -75,7 +81,7 @@ impl Judge {
             let own = self.train(adapter, &sequences, &self.training, (steps, &shuffle))?;
             self.loss(Some(&own), &data.holdout(self.length()))
         };
-        self.chosen.iter().map(evaluate).collect()
+        adapters.iter().zip(&self.chosen).map(evaluate).collect()
     }
 
     /// Loss over all chosen clients after training the first adapter on all their texts in one place.
@@ -88,11 +94,10 @@ impl Judge {
         let train = |index: &usize| self.people.train_documents(*index);
         let documents: Vec<Document> = self.chosen.iter().flat_map(train).collect();
         let sequences = LocalData::of(documents, Vec::new()).train(self.length());
-        let training =
-            TrainingConfig { learning_rate, final_learning_rate: 0.0, ..self.training.clone() };
+        let training = TrainingConfig { learning_rate, ..self.training.clone() };
         let shuffle = self.seed.derive(Purpose::Shuffle, Round(0), None);
         let adapter = self.train(first, &sequences, &training, (steps, &shuffle))?;
-        Ok(pooled(&self.losses(Some(&adapter))?))
+        Ok(pooled(&self.losses(Some(&vec![adapter; self.chosen.len()]))?))
     }
 
     fn train(

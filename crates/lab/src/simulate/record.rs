@@ -217,19 +217,32 @@ impl Recorder {
     }
 }
 
+/// `adapter` as each client has it that is evaluated, and what their losses depend on.
+fn held_by(stage: &Stage, adapter: &Adapter) -> (Vec<Adapter>, Digest) {
+    let of = |index: &usize| stage.world.personalised(*index, adapter);
+    let adapters: Vec<Adapter> = stage.judge.chosen.iter().map(of).collect();
+    let same = adapters.iter().all(|of| of.digest() == adapter.digest());
+    let digests = || adapters.iter().flat_map(|of| of.digest().0).collect::<Vec<u8>>();
+    let digest = if same { adapter.digest() } else { Digest::of(&digests()) };
+    (adapters, digest)
+}
+
 /// Losses with `adapter` or without, by way of the journal.
 fn evaluate(stage: &mut Stage, adapter: Option<&Adapter>) -> Result<Vec<Evaluation>> {
+    let held = adapter.map(|adapter| held_by(stage, adapter));
     let Stage { world, judge, .. } = stage;
-    let digest = adapter.map(Adapter::digest).as_ref().map(Digest::to_string);
+    let digest = held.as_ref().map(|(_, digest)| digest.to_string());
     let key = format!("evaluate {}", digest.unwrap_or_else(|| "base".to_owned()));
-    let compute = || Ok(encode(&judge.losses(adapter)?));
+    let adapters = held.as_ref().map(|(adapters, _)| &adapters[..]);
+    let compute = || Ok(encode(&judge.losses(adapters)?));
     Ok(decode(&world.trainer().inner().journal.result(key.as_bytes(), compute)?))
 }
 
 fn personal(stage: &mut Stage, adapter: &Adapter, steps: u32) -> Result<Vec<Evaluation>> {
+    let (adapters, digest) = held_by(stage, adapter);
     let Stage { world, judge, .. } = stage;
-    let key = format!("personal {} {steps}", adapter.digest());
-    let compute = || Ok(encode(&judge.personal_losses(adapter, steps)?));
+    let key = format!("personal {digest} {steps}");
+    let compute = || Ok(encode(&judge.personal_losses(&adapters, steps)?));
     Ok(decode(&world.trainer().inner().journal.result(key.as_bytes(), compute)?))
 }
 

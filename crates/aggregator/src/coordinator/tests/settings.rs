@@ -253,6 +253,18 @@ fn rules_on_factors_name_what_they_do_not_go_together_with() {
         &[(freeze, "training.freeze"), (nested, "training.nested_ranks"), (fold, "fold_residual")],
     );
     check(
+        |config| config.training.personal_b = true,
+        "training.personal_b",
+        &[
+            (freeze, "training.freeze"),
+            (hetlora, "nested_ranks"),
+            (|config| config.training.alignment = 0.5, "alignment"),
+            (|config| config.aggregation.measure_residual = true, "measure_residual"),
+            (|config| config.aggregation.combine = Some(Robust::Krum { byzantine: 0 }), "products"),
+            (fold, "products"),
+        ],
+    );
+    check(
         |config| config.aggregation.normalize_steps = true,
         "normalize_steps",
         &[
