@@ -2,7 +2,7 @@
 //! left out (error feedback), and the history of those that are answered.
 //!
 //! ```text
-//! device.redb     the pending update, the residual, a personal factor, and the end of the history
+//! device.redb     the pending update, the residual, a personal factor, control variates, and the end of the history
 //! history.jsonl   what left this device: see [`crate::history`]
 //! ```
 
@@ -15,7 +15,7 @@ use floret_core::{
     ClientId, ClientUpdate, Digest, Payload, Round, RunId, SignedReceipt, Time, Version, json,
 };
 use floret_device::session::{Outcome as Settled, Record};
-use floret_device::{Kept, Own, Pending, Personal, Residual};
+use floret_device::{ControlVariate, Kept, Own, Pending, Personal, Residual};
 use floret_store::lines::{Lines, Tail};
 use floret_store::{Disk, open_database};
 use redb::{Database, ReadableDatabase, TableDefinition};
@@ -25,8 +25,8 @@ use crate::history::{HISTORY, Outcome, Sent};
 
 const DATABASE: &str = "device.redb";
 /// `pending` (an [`Unanswered`]), `payload` (its bytes), `left` (what it leaves out), `stays` (the factor that stays
-/// with it), `residual` (a [`Left`]), `values` (those of the residual), `personal` (a [`Stays`]), `factor` (its values) and
-/// `history` (an [`End`]).
+/// with it), `residual` (a [`Left`]), `values` (those of the residual), `personal` (a [`Stays`]), `factor` (its values),
+/// `control` (a [`Steers`]), `course` (its values; `steers` of the pending update's) and `history` (an [`End`]).
 const DEVICE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("device");
 
 /// State that cannot be used, or that cannot be saved.
@@ -63,6 +63,8 @@ struct Unanswered {
     left: Option<Left>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     stays: Option<Stays>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    steers: Option<Steers>,
 }
 
 /// A factor that stays on this device; its values stand beside, as f32, little-endian.
@@ -71,6 +73,17 @@ struct Unanswered {
 struct Stays {
     run: RunId,
     layout: Digest,
+    values: Digest,
+}
+
+/// A control variate; the values that its round began with, and then those of its change, stand beside, as f32,
+/// little-endian.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Steers {
+    run: RunId,
+    layout: Digest,
+    version: Version,
     values: Digest,
 }
 
@@ -121,7 +134,7 @@ impl DeviceStore {
         let pending: Option<Unanswered> = parse(row("pending")?, "an update")?;
         let pending = match (pending, row("payload")?) {
             (Some(pending), Some(bytes)) => {
-                Some(restore(pending, bytes, row("left")?, row("stays")?)?)
+                Some(restore(pending, bytes, [row("left")?, row("stays")?, row("steers")?])?)
             }
             (None, _) => None,
             (Some(_), None) => return Err(StoreError::Damaged("an update without its payload")),
@@ -130,7 +143,9 @@ impl DeviceStore {
         let residual = residual.map(|left| left.restore(row("values")?)).transpose()?;
         let personal: Option<Stays> = parse(row("personal")?, "a personal factor")?;
         let personal = personal.map(|stays| stays.restore(row("factor")?)).transpose()?;
-        let kept = Kept { pending, own: Own { residual, personal } };
+        let control: Option<Steers> = parse(row("control")?, "a control variate")?;
+        let control = control.map(|steers| steers.restore(row("course")?)).transpose()?;
+        let kept = Kept { pending, own: Own { residual, personal, control } };
         drop((table, transaction));
         let history = Lines::open(&disk, HISTORY, end.tail)?;
         Ok(Self { _disk: Box::new(disk), client, database, history, head: end.head, kept })
@@ -138,9 +153,10 @@ impl DeviceStore {
 
     /// The update is encoded: it is kept before its first byte leaves, with what it leaves out.
     fn keep(&mut self, pending: &Pending) -> Result<(), StoreError> {
-        let Pending { update, next: Own { residual, personal } } = pending;
+        let Pending { update, next: Own { residual, personal, control } } = pending;
         let left = residual.as_deref().map(Left::of);
         let stays = personal.as_deref().map(Stays::of);
+        let steers = control.as_deref().map(Steers::of);
         let unanswered = Unanswered {
             run: update.run.clone(),
             round: update.round,
@@ -149,6 +165,7 @@ impl DeviceStore {
             payload: update.payload.digest(),
             left: left.as_ref().map(|(left, _)| left.clone()),
             stays: stays.as_ref().map(|(stays, _)| stays.clone()),
+            steers: steers.as_ref().map(|(steers, _)| steers.clone()),
         };
         let transaction = self.database.begin_write()?;
         {
@@ -160,6 +177,9 @@ impl DeviceStore {
             }
             if let Some((_, values)) = &stays {
                 table.insert("stays", values.as_slice())?;
+            }
+            if let Some((_, values)) = &steers {
+                table.insert("steers", values.as_slice())?;
             }
         }
         transaction.commit()?;
@@ -193,12 +213,16 @@ impl DeviceStore {
         let transaction = self.database.begin_write()?;
         {
             let mut table = transaction.open_table(DEVICE)?;
-            for row in ["pending", "payload", "left", "stays"] {
+            for row in ["pending", "payload", "left", "stays", "steers"] {
                 table.remove(row)?;
             }
             if let Some((stays, values)) = next.personal.as_deref().map(Stays::of) {
                 table.insert("personal", json::encode(&stays).as_slice())?;
                 table.insert("factor", values.as_slice())?;
+            }
+            if let Some((steers, values)) = next.control.as_deref().map(Steers::of) {
+                table.insert("control", json::encode(&steers).as_slice())?;
+                table.insert("course", values.as_slice())?;
             }
             if let Some((left, values)) = next.residual.as_deref().map(Left::of) {
                 table.insert("residual", json::encode(&left).as_slice())?;
@@ -249,10 +273,9 @@ impl floret_device::Store for DeviceStore {
 fn restore(
     unanswered: Unanswered,
     bytes: Vec<u8>,
-    values: Option<Vec<u8>>,
-    factor: Option<Vec<u8>>,
+    [values, factor, course]: [Option<Vec<u8>>; 3],
 ) -> Result<Pending, StoreError> {
-    let Unanswered { run, round, num_examples, num_steps, payload: digest, left, stays } =
+    let Unanswered { run, round, num_examples, num_steps, payload: digest, left, stays, steers } =
         unanswered;
     let payload = Payload::from_bytes(bytes);
     if payload.digest() != digest {
@@ -261,7 +284,8 @@ fn restore(
     let update = Arc::new(ClientUpdate { run, round, num_examples, num_steps, payload });
     let residual = left.map(|left| left.restore(values)).transpose()?;
     let personal = stays.map(|stays| stays.restore(factor)).transpose()?;
-    Ok(Pending { update, next: Own { residual, personal } })
+    let control = steers.map(|steers| steers.restore(course)).transpose()?;
+    Ok(Pending { update, next: Own { residual, personal, control } })
 }
 
 impl Stays {
@@ -276,6 +300,24 @@ impl Stays {
         let Self { run, layout, values } = self;
         let values = from_bytes(bytes, values).ok_or(StoreError::Damaged("a personal factor"))?;
         Ok(Arc::new(Personal { run, layout, values }))
+    }
+}
+
+impl Steers {
+    /// The two rows of a control variate.
+    fn of(control: &ControlVariate) -> (Self, Vec<u8>) {
+        let ControlVariate { run, layout, version, start, change } = control;
+        let bytes = to_bytes(&[&start[..], change].concat());
+        let (run, values) = (run.clone(), Digest::of(&bytes));
+        (Self { run, layout: *layout, version: *version, values }, bytes)
+    }
+
+    fn restore(self, bytes: Option<Vec<u8>>) -> Result<Arc<ControlVariate>, StoreError> {
+        let Self { run, layout, version, values } = self;
+        let values = from_bytes(bytes, values).ok_or(StoreError::Damaged("a control variate"))?;
+        let (start, change) = values.split_at(values.len() / 2);
+        let (start, change) = (start.to_vec(), change.to_vec());
+        Ok(Arc::new(ControlVariate { run, layout, version, start, change }))
     }
 }
 

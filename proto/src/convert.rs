@@ -211,6 +211,7 @@ impl From<TrainingConfig> for v1::Training {
             nested_ranks: training.nested_ranks,
             personal_b: training.personal_b,
             proximal: training.proximal,
+            scaffold: training.scaffold,
             alignment: training.alignment,
         }
     }
@@ -253,6 +254,7 @@ impl TryFrom<v1::Training> for TrainingConfig {
             nested_ranks: training.nested_ranks,
             personal_b: training.personal_b,
             proximal: training.proximal,
+            scaffold: training.scaffold,
             alignment: training.alignment,
         })
     }
@@ -491,6 +493,7 @@ mod tests {
                 nested_ranks: true,
                 personal_b: true,
                 proximal: 0.5,
+                scaffold: true,
                 alignment: 0.25,
                 ..TrainingConfig::default()
             },

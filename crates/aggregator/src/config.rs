@@ -25,6 +25,7 @@ mod compression;
 mod factors;
 mod optimizer;
 mod personal;
+mod scaffold;
 mod steps;
 
 /// Settings of one run.
@@ -294,6 +295,7 @@ impl RunConfig {
         self.validate_compression()?;
         self.validate_factors()?;
         self.validate_personal()?;
+        self.validate_scaffold()?;
         self.validate_timing()?;
         self.validate_aggregation()
     }

@@ -108,6 +108,11 @@ pub struct TrainingConfig {
     /// μ / 2 ‖w - w₀‖², for the values w₀ that it starts from. 0 for none.
     #[serde(skip_serializing_if = "is_zero")]
     pub proximal: f32,
+    /// Whether control variates keep clients from drifting to their own optima: SCAFFOLD (Karimireddy et al. 2020, arXiv
+    /// 1910.06378, algorithm 1, option II), in units of a round's change. For small populations, most of which take part
+    /// in each round.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub scaffold: bool,
     /// λ of FedRot-LoRA (2026, arXiv 2602.23638): how far a device turns its factors back towards those that it began
     /// with before it sends anything, 0 for not at all to 1 for as far as a rotation can.
     #[serde(skip_serializing_if = "is_zero")]
@@ -141,6 +146,7 @@ impl Default for TrainingConfig {
             personal_b: false,
             nested_ranks: false,
             proximal: 0.0,
+            scaffold: false,
             alignment: 0.0,
         }
     }

@@ -10,11 +10,12 @@
 //! - [`limits`]: what a device is willing to do, and which plans it declines
 //! - [`pipeline`], [`residual`]: from a trained adapter to an encoded update, and what that leaves out;
 //!   `align`: factors turned towards those of everybody else
-//! - [`own`]: what a device keeps of its own between rounds
+//! - [`own`]: what a device keeps of its own between rounds: its residual, a factor that stays there, [`control`] variates
 //! - [`session`]: the state machine, one file for each phase
 //! - [`store`]: where what must outlive a crash is kept
 
 mod align;
+pub mod control;
 pub mod limits;
 pub mod own;
 pub mod pipeline;
@@ -23,6 +24,7 @@ pub mod session;
 pub mod store;
 pub mod trainer;
 
+pub use control::Control as ControlVariate;
 pub use limits::{Limits, LocalModel, Refusal};
 pub use own::{Own, Personal};
 pub use pipeline::Pending;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use floret_core::layout::Factor;
 use floret_core::{Adapter, Digest, Layout, Plan, RunId};
 
+use crate::control::Control;
 use crate::residual::Residual;
 
 /// All of it; what follows from an update becomes the device's own when that counts, and is forgotten when not.
@@ -15,6 +16,8 @@ pub struct Own {
     pub residual: Option<Arc<Residual>>,
     /// The factor that stays here.
     pub personal: Option<Arc<Personal>>,
+    /// What SCAFFOLD remembers.
+    pub control: Option<Arc<Control>>,
 }
 
 impl Own {
@@ -24,6 +27,7 @@ impl Own {
         Self {
             residual: next.residual.clone().or(self.residual),
             personal: next.personal.clone().or(self.personal),
+            control: next.control.clone().or(self.control),
         }
     }
 

@@ -8,6 +8,7 @@ use floret_core::seed::Purpose;
 use floret_core::{ClientUpdate, Scope};
 
 use crate::align::align;
+use crate::control::Control;
 use crate::own::{Own, Personal};
 use crate::residual::Residual;
 use crate::trainer::{TrainError, TrainingOutcome, TrainingTask};
@@ -43,6 +44,10 @@ pub fn encode_update(
         return Err(TrainError::Unsupported(problem));
     }
     let (plan, layout) = (&task.plan, task.adapter.layout());
+    let control = plan
+        .training
+        .scaffold
+        .then(|| Arc::new(Control::of(plan, before, after, task.correction.as_deref())));
     let mut after = Cow::from(after);
     if plan.training.alignment > 0.0 && after.iter().all(|value| value.is_finite()) {
         align(layout, plan.version, plan.training.alignment, before, after.to_mut());
@@ -72,5 +77,5 @@ pub fn encode_update(
     let (run, round) = (plan.run.clone(), plan.round);
     let TrainingOutcome { num_examples, num_steps, .. } = *outcome;
     let update = Arc::new(ClientUpdate { run, round, num_examples, num_steps, payload });
-    Ok(Pending { update, next: Own { residual, personal } })
+    Ok(Pending { update, next: Own { residual, personal, control } })
 }

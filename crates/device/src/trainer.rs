@@ -1,11 +1,12 @@
 //! The seam between a round and whatever trains: Burn on a device, a stand-in in tests.
 
 use std::fmt;
+use std::sync::Arc;
 
 use floret_core::{Adapter, ClientId, Plan, Scope};
 
 /// One client's training in one round.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct TrainingTask {
     /// Whose data to train on.
     pub client: ClientId,
@@ -15,6 +16,23 @@ pub struct TrainingTask {
     pub adapter: Adapter,
     /// What of it trains; the rest stays as it is.
     pub scope: Scope,
+    /// What is added to its values over the whole of training, in equal parts behind each step, in layout order: see
+    /// [`crate::control`]. Zero where nothing trains.
+    pub correction: Option<Arc<[f32]>>,
+}
+
+/// A correction tells what the device changed before, which stays there.
+impl fmt::Debug for TrainingTask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { client, plan, adapter, scope, correction } = self;
+        f.debug_struct("TrainingTask")
+            .field("client", client)
+            .field("plan", plan)
+            .field("adapter", adapter)
+            .field("scope", scope)
+            .field("corrected", &correction.is_some())
+            .finish()
+    }
 }
 
 /// What training gave.

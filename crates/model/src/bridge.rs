@@ -115,7 +115,7 @@ impl LocalTrainer {
         task: &TrainingTask,
         told: Told<'_>,
     ) -> Result<TrainingOutcome, TrainError> {
-        let TrainingTask { client, plan, adapter, scope } = task;
+        let TrainingTask { client, plan, adapter, scope, correction } = task;
         let data = self.clients.get(client).ok_or(TrainError::NoData)?;
         let config = &plan.training;
         config.validate().map_err(|error| TrainError::Unsupported(error.to_string()))?;
@@ -124,6 +124,9 @@ impl LocalTrainer {
         let start = (&plan.lora, adapter);
         let training = Training::new(&self.model, start, &sequences, config, &shuffle)?;
         let mut training = training.with_plan(self.step_plan(plan)?).with_scope(scope);
+        if let Some(correction) = correction {
+            training = training.corrected_by(correction, config.steps(sequences.len()));
+        }
         let steps = config.steps(sequences.len());
         for _ in 0..steps {
             let Step { number: step, loss } = threads.run(|| training.step())?;

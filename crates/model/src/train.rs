@@ -49,6 +49,8 @@ pub struct Training<'a> {
     layout: Arc<Layout>,
     /// The values that it starts from.
     start: &'a [f32],
+    /// What is added to the values behind each step: in layout order, and with this factor.
+    correction: (&'a [f32], f32),
     scale: f32,
     optimizer: AdamW,
     epochs: Epochs<'a, Sequence>,
@@ -79,6 +81,7 @@ impl<'a> Training<'a> {
             outside: Vec::new(),
             layout: Arc::clone(adapter.layout()),
             start: adapter.values(),
+            correction: (&[], 0.0),
             scale: settings.scale(),
             optimizer: AdamW::new(AdamWConfig::from(config), values.len()),
             epochs: Epochs::new(sequences, shuffle).ok_or(TrainError::NoData)?,
@@ -102,6 +105,13 @@ impl<'a> Training<'a> {
         self
     }
 
+    /// The same training, where `correction`, in layout order, is added over `steps` steps in equal parts.
+    #[must_use]
+    pub fn corrected_by(mut self, correction: &'a [f32], steps: u32) -> Self {
+        self.correction = (correction, 1.0 / steps.max(1) as f32);
+        self
+    }
+
     /// Does one optimizer step over the next `batch_size * accumulation` sequences, or what the
     /// epoch has left.
     ///
@@ -121,6 +131,8 @@ impl<'a> Training<'a> {
         let norm = scale_and_clip(&mut gradient, 1.0 / counted as f64, max_norm);
         pool::trim();
         self.optimizer.step(values, &gradient);
+        let (correction, share) = self.correction;
+        values.iter_mut().zip(correction).for_each(|(value, of)| *value += share * of);
         for places in &self.outside {
             values[places.clone()].copy_from_slice(&self.start[places.clone()]);
         }

@@ -268,7 +268,8 @@ impl Band {
         }
         let seed = self.seed.derive(Purpose::Attack, plan.round, None);
         let (plan, rank) = (Plan { seed, ..plan.clone() }, plan.lora.rank);
-        let common = TrainingTask { plan, scope: Scope { rank, ..*scope }, ..task.clone() };
+        let scope = Scope { rank, ..*scope };
+        let common = TrainingTask { plan, scope, correction: None, ..task.clone() };
         let colluders = self.members.iter().take(Hostile::<T>::COLLUDERS);
         let tasks: Vec<TrainingTask> = colluders
             .map(|client| TrainingTask { client: client.clone(), ..common.clone() })

@@ -39,7 +39,16 @@ impl Fetching {
             true => own.personalised(&self.plan.run, adapter),
             false => adapter,
         };
+        let correction = self.correction(own, &adapter);
         let (client, plan, scope) = (client.clone(), (*self.plan).clone(), self.scope);
-        Ok(Record::Ready(Arc::new(TrainingTask { client, plan, adapter, scope })))
+        Ok(Record::Ready(Arc::new(TrainingTask { client, plan, adapter, scope, correction })))
+    }
+
+    fn correction(&self, own: &Own, adapter: &Adapter) -> Option<Arc<[f32]>> {
+        let control = own.control.as_ref().filter(|_| self.plan.training.scaffold)?;
+        let mut correction = control.correction(&self.plan, adapter)?;
+        let held = self.scope.outside(&self.layout);
+        held.into_iter().for_each(|places| correction[places].fill(0.0));
+        Some(correction.into())
     }
 }

@@ -9,6 +9,7 @@ use floret_core::scope::Freeze;
 use floret_core::{LoraConfig, ModelConfig, Receipt, Seed, SigningKey};
 
 use super::*;
+use crate::control::Control as ControlVariate;
 use crate::own::Personal;
 use crate::pipeline::encode_update;
 use crate::residual::Residual;
@@ -430,4 +431,58 @@ fn a_personal_factor_stays_on_its_device() {
     elsewhere(|of| of.layout = Digest::of(b"other"));
     elsewhere(|of| of.values.push(0.0));
     elsewhere(|of| of.values[0] = f32::NAN);
+}
+
+/// SCAFFOLD: the change of a device's last round is taken from what all changed since; a round that does not count is
+/// forgotten, and what is of another run corrects nothing.
+#[test]
+fn a_device_corrects_itself_by_what_it_and_all_changed() {
+    let scaffold = |version| {
+        let training = TrainingConfig { scaffold: true, ..TrainingConfig::default() };
+        Plan { version: Version(version), training, ..plan() }
+    };
+    // The adapter of the version that is begun with, moved by 0.25 in all values.
+    let moved = Adapter::new(
+        Arc::clone(adapter().layout()),
+        adapter().values().iter().map(|value| value + 0.25).collect(),
+    );
+    let moved = moved.unwrap();
+    let correction = |session: &mut Session, version| {
+        assign(session, Plan { adapter_digest: moved.digest(), ..scaffold(version) });
+        advance(session, Time(0), Input::Fetched(moved.clone()));
+        let Action::Train(task) = session.next_action(Time(0)) else { panic!("no work") };
+        task.correction.as_ref().map(|of| of.to_vec())
+    };
+    let mut first = session();
+    let pending = train(&mut first, scaffold(2), 0.5);
+    let of = |own: &Own| session().with_kept(Kept { pending: None, own: own.clone() });
+    // The device changed 0.5, all changed 0.25, in one version or in two.
+    for (version, want) in [(3, -0.25), (4, 0.125 - 0.5)] {
+        let got = correction(&mut of(&pending.next), version).unwrap();
+        assert!(got.iter().all(|value| (value - want).abs() < 1e-6), "{version}: {got:?}");
+    }
+    // Of the version itself, whose round was abandoned, nothing is known.
+    assert_eq!(correction(&mut of(&pending.next), 2), None);
+    advance(&mut first, Time(0), Input::ReportRefused("round 3 is over".into()));
+    assert_eq!(correction(&mut first, 3), None);
+    // What was corrected is not the device's own change.
+    let mut second = of(&pending.next);
+    assign(&mut second, Plan { adapter_digest: moved.digest(), ..scaffold(3) });
+    advance(&mut second, Time(0), Input::Fetched(moved.clone()));
+    let values = moved.values().iter().map(|value| value + 0.125).collect();
+    let trained = TrainingOutcome { values, ..outcome(0.0) };
+    let records = second.handle(Time(0), Input::Trained(Ok(trained))).unwrap();
+    let [Record::Encoded(next)] = &records[..] else { panic!("{records:?}") };
+    let change = &next.next.control.as_ref().unwrap().change;
+    assert!(change.iter().all(|value| (value - 0.375).abs() < 1e-6), "{change:?}");
+    let elsewhere = |change: fn(&mut ControlVariate)| {
+        let mut control = (**pending.next.control.as_ref().unwrap()).clone();
+        change(&mut control);
+        let own = Own { control: Some(Arc::new(control)), ..Own::default() };
+        assert_eq!(correction(&mut of(&own), 3), None);
+    };
+    elsewhere(|of| of.run = "other".parse().unwrap());
+    elsewhere(|of| of.layout = Digest::of(b"other"));
+    elsewhere(|of| of.start.push(0.0));
+    elsewhere(|of| of.change[0] = f32::INFINITY);
 }

@@ -107,9 +107,13 @@ impl Team {
 
 /// What the journal knows a training by: all that it depends on, beside the experiment.
 fn key(task: &TrainingTask) -> String {
-    let TrainingTask { client, plan, adapter, scope } = task;
+    let TrainingTask { client, plan, adapter, scope, correction } = task;
     let seed = Digest::of(&plan.seed.0);
-    format!("train {} {client} {} {seed} {scope:?}", plan.round, adapter.digest())
+    let bytes =
+        |of: &Arc<[f32]>| of.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
+    let corrected = correction.as_ref().map(|of| format!(" {}", Digest::of(&bytes(of))));
+    let corrected = corrected.unwrap_or_default();
+    format!("train {} {client} {} {seed} {scope:?}{corrected}", plan.round, adapter.digest())
 }
 
 impl Trainer for Team {

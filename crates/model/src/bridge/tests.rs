@@ -53,7 +53,7 @@ fn task_and_trainer(options: TrainerOptions) -> (TrainingTask, LocalTrainer) {
     let mut trainer = LocalTrainer::new(Arc::new(plain_model(&config, 2)), options).unwrap();
     trainer.insert(client.clone(), data);
     let scope = Scope { frozen: None, rank: plan.lora.rank };
-    (TrainingTask { client, plan, adapter, scope }, trainer)
+    (TrainingTask { client, plan, adapter, scope, correction: None }, trainer)
 }
 
 #[test]

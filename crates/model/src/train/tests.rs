@@ -242,3 +242,32 @@ fn a_proximal_term_pulls_training_back() {
     let distances = [0.0, 10.0, 1000.0].map(distance);
     assert!(distances.is_sorted_by(|x, y| x > y), "{distances:?}");
 }
+
+/// A correction is added in equal parts, and in whole once all steps are done; where nothing trains, values stay.
+#[test]
+fn a_correction_is_added_over_the_steps() {
+    let (config, settings) = (config(), settings(2, &[QProj, VProj]));
+    let model = plain_model(&config, 1);
+    let adapter = adapter(&config, &settings, 3);
+    let sequences = sequences(&config, 3, 9, 5);
+    let scope = Scope { frozen: Some(Factor::B), rank: 2 };
+    let mut correction = random(adapter.values().len(), 1.0, 7);
+    scope.outside(adapter.layout()).into_iter().for_each(|places| correction[places].fill(0.0));
+    // Hardly any learning beside it.
+    let training = TrainingConfig { learning_rate: 1e-7, ..TrainingConfig::default() };
+    let after = |steps: u32| {
+        let (start, seed) = ((&settings, &adapter), Seed::from_number(4));
+        let training = Training::new(&model, start, &sequences, &training, &seed).unwrap();
+        let mut training = training.with_scope(&scope).corrected_by(&correction, 4);
+        for _ in 0..steps {
+            training.step().unwrap();
+        }
+        training.finish().values
+    };
+    for (steps, share) in [(2, 0.5), (4, 1.0)] {
+        let pairs = after(steps).into_iter().zip(adapter.values()).zip(&correction);
+        for ((after, before), correction) in pairs {
+            assert!((after - before - share * correction).abs() < 1e-5, "{after} {before}");
+        }
+    }
+}

@@ -253,6 +253,21 @@ fn rules_on_factors_name_what_they_do_not_go_together_with() {
         &[(freeze, "training.freeze"), (nested, "training.nested_ranks"), (fold, "fold_residual")],
     );
     check(
+        |config| config.training.scaffold = true,
+        "training.scaffold",
+        &[
+            (buffered, "run.mode"),
+            (median, "weighted mean"),
+            (momentum, "server optimizer"),
+            (half, "server optimizer"),
+            (nested, "nested_ranks"),
+            (|config| config.training.freeze = Freeze::Alternate, "alternate"),
+            (|config| config.training.personal_b = true, "personal_b"),
+            (|config| config.training.max_epochs = 1, "max_epochs"),
+            (|config| config.training.final_learning_rate = 0.1, "final_learning_rate"),
+        ],
+    );
+    check(
         |config| config.training.personal_b = true,
         "training.personal_b",
         &[
