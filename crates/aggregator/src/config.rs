@@ -376,11 +376,12 @@ impl RunConfig {
             return setting("cohort.min_population", cohort.min_population, accepted);
         }
         let (chosen, max_examples) = (cohort.selected(), self.aggregation.max_examples);
+        // A weight that no u32 holds fits no sum.
         let most = match self.aggregation.normalize_steps {
-            true => max_examples.saturating_mul(self.training.max_steps),
-            false => max_examples,
+            true => max_examples.checked_mul(self.training.max_steps),
+            false => Some(max_examples),
         };
-        if !WeightedMean::fits(chosen, most) {
+        if !most.is_some_and(|most| WeightedMean::fits(chosen, most)) {
             let accepted = format!("less: {chosen} clients of this weight overflow the 63-bit sum");
             return setting("aggregation.max_examples", max_examples, accepted);
         }

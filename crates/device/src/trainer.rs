@@ -127,6 +127,12 @@ pub trait Trainer {
         tasks.iter().enumerate().map(&mut train).collect()
     }
 
+    /// Optimizer steps that `task` will do, known before it trains; the most that its plan permits where
+    /// its client's data is not at hand.
+    fn steps(&self, task: &TrainingTask) -> u32 {
+        task.plan.training.max_steps
+    }
+
     /// How many tasks [`Trainer::train_all`] has use for at once.
     fn at_once(&self) -> usize {
         1

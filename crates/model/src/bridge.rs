@@ -179,6 +179,16 @@ impl Trainer for LocalTrainer {
         side_by_side(&self.workers, tasks.len(), &job, progress)
     }
 
+    fn steps(&self, task: &TrainingTask) -> u32 {
+        let config = &task.plan.training;
+        match self.clients.get(&task.client) {
+            Some(data) if config.max_epochs > 0 => {
+                config.steps(data.train(config.sequence_length as usize).len())
+            }
+            Some(_) | None => config.max_steps,
+        }
+    }
+
     /// One for each thread, so that no more is at work, and lost with the process, than can be done at once.
     fn at_once(&self) -> usize {
         if self.options.sequential { 1 } else { self.threads.count() }

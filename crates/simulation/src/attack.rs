@@ -213,6 +213,10 @@ impl<T: Trainer> Trainer for Hostile<T> {
         pairs.map(|(task, outcome)| self.turned(task, outcome?)).collect()
     }
 
+    fn steps(&self, task: &TrainingTask) -> u32 {
+        self.inner.steps(task)
+    }
+
     fn at_once(&self) -> usize {
         self.inner.at_once()
     }

@@ -380,10 +380,10 @@ impl<T: Trainer, S: Store> World<T, S> {
 
     /// Begins a training.
     fn train(&mut self, index: usize, task: Arc<TrainingTask>) {
-        let now = self.now;
+        let (now, steps) = (self.now, self.trainer.steps(&task));
         let draws = &mut self.crowd.device(index).draws;
         let fails = draws.nature.lot(&self.seed, task.plan.round, &task.client).fails;
-        let training = draws.training(task.plan.training.max_steps);
+        let training = draws.training(steps);
         self.crowd.drain(index, now, training);
         let done = now.after(training);
         let failure = || TrainError::Unsupported("training failed on this device".to_owned());

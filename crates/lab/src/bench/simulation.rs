@@ -238,6 +238,10 @@ impl Trainer for Watched {
         })
     }
 
+    fn steps(&self, task: &TrainingTask) -> u32 {
+        self.trainer.steps(task)
+    }
+
     fn at_once(&self) -> usize {
         self.trainer.at_once()
     }
