@@ -160,7 +160,7 @@ impl Trainer for Unequal {
         let (num_steps, way) = (number + 1, if number == 5 { 1.0 } else { -1.0 });
         let step = 0.001 * way * num_steps as f32;
         let values = task.adapter.values().iter().map(|value| value + step).collect();
-        Ok(TrainingOutcome { values, num_examples: 1, num_steps, tokens: 1, last_loss: 0.0 })
+        Ok(TrainingOutcome { values, num_examples: 600, num_steps, tokens: 1, last_loss: 0.0 })
     }
 }
 

@@ -3,6 +3,9 @@
 //!
 //! An update's integer weight is n_k M / τ_k, rounded, for its examples n_k and the most steps M of a plan. The sum of what
 //! is weighed so streams as any other; what is left is one factor.
+//!
+//! Steps are a device's claim, as examples are: one that claims 1 of τ steps counts τ times. This is for devices that can be
+//! trusted with it.
 
 use floret_core::Receipt;
 
@@ -46,15 +49,18 @@ pub fn normalize(
     (max_steps, max_examples): (u32, u32),
     counted: impl Iterator<Item = Share>,
 ) {
-    let (mut weights, mut examples, mut steps) = (0.0, 0.0, 0.0);
+    let (mut weights, mut weighed_steps, mut examples, mut steps) = (0.0, 0.0, 0.0, 0.0);
     for share in counted {
         let of = f64::from(share.examples.min(max_examples));
+        let of_share = f64::from(within(share.steps, max_steps));
         weights += f64::from(share.weight);
+        // n_k M, but for rounding, which equal steps so do without.
+        weighed_steps += f64::from(share.weight) * of_share;
         examples += of;
-        steps += of * f64::from(within(share.steps, max_steps));
+        steps += of * of_share;
     }
-    if examples > 0.0 {
-        let factor = weights / (f64::from(max_steps) * examples) * (steps / examples);
+    if examples > 0.0 && weighed_steps > 0.0 {
+        let factor = weights / weighed_steps * (steps / examples);
         mean.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
     }
 }
@@ -97,14 +103,15 @@ mod tests {
         #[test]
         fn equal_steps_are_the_weighted_mean(
             clients in prop::collection::vec((1u32..500, -5.0f32..5.0), 1..6),
-            // Of these, ten steps are a whole multiple.
-            steps in prop::sample::select(vec![1u32, 2, 5, 10]),
+            steps in 1u32..=10,
         ) {
             let layout = pair_layout();
             let unequal: Vec<_> = clients.iter().map(|(n, value)| (*n, steps, *value)).collect();
-            let total: f64 = clients.iter().map(|(n, _)| f64::from(*n)).sum();
+            // Of weights that are rounded.
+            let of = |n: u32| f64::from(weight(n, steps, LIMITS.0));
+            let total: f64 = clients.iter().map(|(n, _)| of(*n)).sum();
             let want: f64 =
-                clients.iter().map(|(n, value)| f64::from(*n) * f64::from(*value)).sum::<f64>() / total;
+                clients.iter().map(|(n, value)| of(*n) * f64::from(*value)).sum::<f64>() / total;
             for value in combined(&layout, &unequal) {
                 prop_assert!((f64::from(value) - want).abs() < 1e-5, "{value} is not {want}");
             }
