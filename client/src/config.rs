@@ -178,7 +178,7 @@ impl ClientConfig {
             threads: self.threads,
             memory_budget: self.memory_budget_mib.map(|mib| mib.saturating_mul(1 << 20)),
             recompute: self.recompute,
-            sequential: false,
+            ..TrainerOptions::default()
         }
     }
 }

@@ -133,8 +133,8 @@ pub trait Trainer {
         task.plan.training.max_steps
     }
 
-    /// How many tasks [`Trainer::train_all`] has use for at once.
-    fn at_once(&self) -> usize {
+    /// How many tasks like `task` [`Trainer::train_all`] has use for at once.
+    fn at_once(&self, _task: &TrainingTask) -> usize {
         1
     }
 }

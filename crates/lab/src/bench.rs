@@ -152,6 +152,7 @@ fn step(args: &StepArgs) -> Result<Value> {
     config.validate()?;
     let workload = Workload {
         clients: 1,
+        stack: 1,
         model: model.config(),
         precision: args.model.base,
         lora: &settings,

@@ -208,7 +208,7 @@ impl Fixture {
         let sequences = self.reference.sequences()?;
         let share: Vec<&Sequence> = sequences.iter().collect();
         let (layout, scale) = (self.adapter.layout(), self.settings.scale());
-        let lora = Lora::trainable(layout, self.adapter.values(), scale, &self.model.device());
+        let lora = Lora::trainable(layout, &[self.adapter.values()], scale, &self.model.device());
         let sum = gradient(&self.model, &lora, &share, &StepPlan::fastest(share.len()))?;
         let mut worst = 0.0;
         for spec in layout.tensors() {

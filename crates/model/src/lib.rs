@@ -10,10 +10,10 @@
 //!   on the CPU
 //! - [`lora`]: an adapter's factors as tensors
 //! - [`tokenizer`], [`data`], [`tokens`]: from texts to batches
-//! - [`optimizer`], [`train`]: local training of an adapter
+//! - [`optimizer`], [`train`]: local training of an adapter, or of several together
 //! - [`memory`]: what a training step needs, and which way of doing it fits a budget
 //! - [`bridge`], `side_by_side`: that training behind the seam of `floret-device`, of one client or of
-//!   several at once
+//!   several at once, on threads of their own or as one batch
 //! - [`mod@evaluate`], [`mod@generate`]: loss on held-out sequences, and text
 //! - [`pretrain`], [`tokenizer_training`]: a small base model trained from nothing
 //! - [`threads`], [`device`]: who computes, and where

@@ -11,8 +11,10 @@ use floret_core::lora::{InvalidLora, TargetModule};
 use floret_core::{Adapter, Layout, LoraConfig, ModelConfig};
 
 use crate::ops::Factors;
+use crate::train::Summed;
 
-/// An adapter on a device: A \[rank, in\] and B \[out, rank\] as in PEFT.
+/// An adapter on a device: A \[rank, in\] and B \[out, rank\] as in PEFT; in training those of one client
+/// or of several, one below another (see [`Factors`]).
 #[derive(Debug, Clone)]
 pub struct Lora {
     layout: Arc<Layout>,
@@ -55,13 +57,13 @@ impl Lora {
     ) -> Result<Self, LoraMismatch> {
         check(adapter.layout(), model, settings)?;
         let device = device.clone().without_autodiff();
-        Ok(Self::new(adapter.layout(), adapter.values(), settings.scale(), &device))
+        Ok(Self::new(adapter.layout(), &[adapter.values()], settings.scale(), &device))
     }
 
-    /// `values` in the order of `layout`, as fresh leaves whose gradients are wanted.
+    /// The `values` of each client in the order of `layout`, as fresh leaves whose gradients are wanted.
     pub(crate) fn trainable(
         layout: &Arc<Layout>,
-        values: &[f32],
+        values: &[&[f32]],
         scale: f32,
         device: &Device,
     ) -> Self {
@@ -70,15 +72,17 @@ impl Lora {
         lora
     }
 
-    fn new(layout: &Arc<Layout>, values: &[f32], scale: f32, device: &Device) -> Self {
+    fn new(layout: &Arc<Layout>, values: &[&[f32]], scale: f32, device: &Device) -> Self {
         let mut pairs = BTreeMap::new();
         for (at, tensor) in layout.tensors().iter().enumerate() {
             let pair = pairs.entry((tensor.layer, tensor.target)).or_insert([0; 2]);
             pair[tensor.factor as usize] = at;
         }
         let factors = layout.tensors().iter().map(|tensor| {
-            let values = values[tensor.range()].to_vec();
-            Tensor::from_data(TensorData::new(values, tensor.shape), device)
+            let [rows, columns] = tensor.shape;
+            let all = values.iter().flat_map(|values| &values[tensor.range()]);
+            let all: Vec<f32> = all.copied().collect();
+            Tensor::from_data(TensorData::new(all, [values.len() * rows, columns]), device)
         });
         Self { layout: Arc::clone(layout), scale, factors: factors.collect(), pairs }
     }
@@ -109,16 +113,19 @@ impl Lora {
         Self { factors, ..self.clone() }
     }
 
-    /// Number of values.
+    /// Number of values of each client.
     pub(crate) fn len(&self) -> usize {
         self.layout.len()
     }
 
-    /// Adds the gradients of all factors to `sum`, in the order of the layout.
-    pub(crate) fn add_gradients(&self, gradients: &mut Gradients, sum: &mut [f32]) {
+    /// Adds the gradients of all factors to the sum of each client, in the order of the layout.
+    pub(crate) fn add_gradients(&self, gradients: &mut Gradients, sums: &mut [Summed]) {
         for (spec, factor) in self.layout.tensors().iter().zip(&self.factors) {
             if let Some(gradient) = factor.grad_remove(gradients) {
-                add(&mut sum[spec.range()], &values(gradient));
+                let (gradient, places) = (values(gradient), spec.range());
+                for (sum, part) in sums.iter_mut().zip(gradient.chunks_exact(places.len())) {
+                    add(&mut sum.gradient[places.clone()], part);
+                }
             }
         }
     }

@@ -16,8 +16,12 @@ pub(crate) fn nll(
     logits: usize,
 ) -> Tensor<2> {
     let targets = Targets { rows: batch.rows.clone(), ids: batch.targets.clone() };
-    let chunk = (logits / model.config().vocab_size).max(8);
-    ops::nll(hidden, model.head(), targets, chunk)
+    ops::nll(hidden, model.head(), targets, chunk(model, logits))
+}
+
+/// Rows whose logits are held at once, where about `logits` of them should be.
+pub(crate) fn chunk(model: &Transformer, logits: usize) -> usize {
+    (logits / model.config().vocab_size).max(8)
 }
 
 /// Sum of losses \[counted, 1\].

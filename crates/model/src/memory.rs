@@ -62,8 +62,10 @@ pub struct Workload<'a> {
     pub sequence_length: usize,
     /// Threads that compute.
     pub threads: usize,
-    /// Clients that train side by side.
+    /// Stacks of clients that train side by side.
     pub clients: usize,
+    /// Clients of a stack, whose batches go through the base model as one.
+    pub stack: usize,
 }
 
 /// Bytes that this machine, or the container that it runs in, could give a process, where the system
@@ -108,7 +110,8 @@ impl Workload<'_> {
     pub fn estimate(&self, plan: &StepPlan) -> u64 {
         let blocks = self.model.num_layers as u64;
         let tokens = plan.micro_batch.clamp(1, self.batch_size.max(1)) as u64;
-        let tokens = tokens * self.sequence_length as u64;
+        let stack = self.stack as u64;
+        let tokens = tokens * self.sequence_length as u64 * stack;
         let hidden = tokens * self.model.hidden_size as u64 * F32;
         let block = tokens * self.kept_by_block() * F32;
         let kept = if plan.recompute { blocks * hidden + block } else { blocks * block };
@@ -122,9 +125,9 @@ impl Workload<'_> {
         };
         // Beside the logits live their rows, the gradient of these, and what is gathered from them.
         let head = logits.max(hidden) + 4 * hidden + packed;
-        let within = tokens * self.widest() * F32 + self.largest_pair() * F32;
+        let within = tokens * self.widest() * F32 + stack * self.largest_pair() * F32;
         let threads = self.threads as u64 * self.thread();
-        let one = kept + head.max(within) + self.adapter();
+        let one = kept + head.max(within) + stack * self.adapter();
         let train = one * self.clients as u64 + threads + PACKED as u64;
         // A matrix is read as bytes, then as f32, before it is quantised.
         let load = match self.precision {

@@ -1,5 +1,5 @@
-//! Several trainings at once, each on threads of its own: small models leave threads that share a step
-//! waiting for one another.
+//! Several jobs of training at once, each on threads of its own: small models leave threads that share a
+//! step waiting for one another.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -35,8 +35,7 @@ pub(crate) fn side_by_side<R: Send>(
                 let indices = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
                 for index in indices.take_while(|index| *index < count) {
                     let result = job(worker, index, &mut |step| {
-                        let heard =
-                            tell.send(Message::Step(Progress { task: index, ..step })).is_ok();
+                        let heard = tell.send(Message::Step(step)).is_ok();
                         match heard && !cancelled.load(Ordering::Relaxed) {
                             true => Control::Continue,
                             false => Control::Cancel,
@@ -71,8 +70,8 @@ mod tests {
         (0..count).map(|_| Threads::new(1).unwrap()).collect()
     }
 
-    fn step(step: u32) -> Progress {
-        Progress { task: 0, step, steps: 2, loss: 0.0 }
+    fn step(task: usize, step: u32) -> Progress {
+        Progress { task, step, steps: 2, loss: 0.0 }
     }
 
     #[test]
@@ -80,8 +79,8 @@ mod tests {
         for count in [0, 1, 2, 17] {
             let mut seen = Vec::new();
             let job = |_: &Threads, index: usize, told: Told<'_>| {
-                told(step(1));
-                told(step(2));
+                told(step(index, 1));
+                told(step(index, 2));
                 index * index
             };
             let results = side_by_side(&workers(3), count, &job, &mut |step| {
@@ -96,8 +95,8 @@ mod tests {
 
     #[test]
     fn whoever_steps_after_a_cancellation_is_told() {
-        let job = |_: &Threads, _: usize, told: Told<'_>| {
-            (1u32..).find(|number| told(step(*number)) == Control::Cancel)
+        let job = |_: &Threads, index: usize, told: Told<'_>| {
+            (1u32..).find(|number| told(step(index, *number)) == Control::Cancel)
         };
         let results = side_by_side(&workers(2), 5, &job, &mut |_| Control::Cancel);
         assert!(results.len() == 5 && results.iter().all(Option::is_some));

@@ -157,6 +157,24 @@ impl Batch {
         Ok(Self { tokens, rows, targets })
     }
 
+    /// The sequences of `batches`, one batch below another; their grids have one shape.
+    pub(crate) fn stacked(batches: &[&Self]) -> Self {
+        let grids = batches.iter().map(|batch| batch.tokens.shape);
+        let [rows, length] = grids.fold([0; 2], |[all, _], [rows, length]| [all + rows, length]);
+        let mut stacked = Self {
+            tokens: Tokens { ids: Vec::with_capacity(rows * length), shape: [rows, length] },
+            rows: Vec::new(),
+            targets: Vec::new(),
+        };
+        for Self { tokens, rows, targets } in batches {
+            let first = stacked.tokens.ids.len() as u32;
+            stacked.tokens.ids.extend(&tokens.ids);
+            stacked.rows.extend(rows.iter().map(|row| first + row));
+            stacked.targets.extend(targets);
+        }
+        stacked
+    }
+
     /// Number of tokens that the loss counts.
     #[must_use]
     pub fn counted(&self) -> u64 {

@@ -1,8 +1,10 @@
 //! Local training: AdamW on the LoRA factors of one client, over its own sequences.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use burn::tensor::Tensor;
 use floret_core::plan::TrainingConfig;
 use floret_core::{Adapter, Layout, LoraConfig, Scope, Seed};
 use floret_device::TrainError;
@@ -118,12 +120,21 @@ impl<'a> Training<'a> {
     /// # Errors
     /// Tokens that the model cannot take, or a loss or value that is not finite.
     pub fn step(&mut self) -> Result<Step, TrainError> {
+        step_together(&mut [self]).pop().unwrap_or_else(|| unreachable!("a result for each"))
+    }
+
+    /// The micro-batches of the next step.
+    fn next_batches(&mut self) -> Result<Vec<Batch>, TrainError> {
         let batch_size = self.config.batch_size as usize;
         let share = self.epochs.next_share(batch_size * self.config.accumulation as usize);
+        batches(self.model, &share, &self.plan)
+            .map_err(|error| TrainError::Unsupported(error.to_string()))
+    }
+
+    /// Does the step whose batches have these sums.
+    fn apply(&mut self, sums: Summed) -> Result<Step, TrainError> {
+        let Summed { nll, counted, mut gradient } = sums;
         let values = &mut self.trained.values;
-        let lora = Lora::trainable(&self.layout, values, self.scale, &self.model.device());
-        let Summed { nll, counted, mut gradient } = gradient(self.model, &lora, &share, &self.plan)
-            .map_err(|error| TrainError::Unsupported(error.to_string()))?;
         pull_back(&mut gradient, values, self.start, self.config.proximal * counted as f32);
         // What stays takes no part in the gradient's norm, and does not decay.
         self.outside.iter().for_each(|places| gradient[places.clone()].fill(0.0));
@@ -146,6 +157,11 @@ impl<'a> Training<'a> {
         Ok(Step { number, loss })
     }
 
+    /// Steps done so far.
+    pub(crate) fn steps(&self) -> u32 {
+        self.steps
+    }
+
     /// What the steps so far gave.
     #[must_use]
     pub fn finish(self) -> Trained {
@@ -162,6 +178,69 @@ fn pull_back(gradient: &mut [f32], values: &[f32], start: &[f32], strength: f32)
     }
 }
 
+/// Does one optimizer step of each of `trainings`: a result for each, in their order. They have one
+/// model, layout of adapters, scale and way of doing a step. Those whose batches have the same shape go
+/// through the base model as one batch, unless that changed a bit: each ends as if it were alone.
+pub(crate) fn step_together(trainings: &mut [&mut Training<'_>]) -> Vec<Result<Step, TrainError>> {
+    let (mut results, mut ready) = (BTreeMap::new(), Vec::new());
+    for (index, training) in trainings.iter_mut().enumerate() {
+        match training.next_batches() {
+            Ok(batches) => ready.push((index, batches)),
+            Err(error) => {
+                results.insert(index, Err(error));
+            }
+        }
+    }
+    let Some(first) = trainings.first() else { return Vec::new() };
+    let (model, layout, scale, plan) =
+        (first.model, Arc::clone(&first.layout), first.scale, first.plan);
+    for (members, batches) in stacks(model, ready, &plan) {
+        let values: Vec<&[f32]> =
+            members.iter().map(|&index| &trainings[index].trained.values[..]).collect();
+        let lora = Lora::trainable(&layout, &values, scale, &model.device());
+        let sums = gradients(model, &lora, &batches, &plan);
+        for (index, sums) in members.into_iter().zip(sums) {
+            results.insert(index, trainings[index].apply(sums));
+        }
+    }
+    results.into_values().collect()
+}
+
+/// Clients by their indices, and the micro-batches of each.
+type Stack = (Vec<usize>, Vec<Vec<Batch>>);
+
+/// Who goes through the model together.
+fn stacks(model: &Transformer, clients: Vec<(usize, Vec<Batch>)>, plan: &StepPlan) -> Vec<Stack> {
+    let mut by_shape: BTreeMap<Vec<[usize; 2]>, Stack> = BTreeMap::new();
+    for (index, batches) in clients {
+        let shapes = batches.iter().map(|batch| batch.tokens.shape()).collect();
+        let (members, all) = by_shape.entry(shapes).or_default();
+        members.push(index);
+        all.push(batches);
+    }
+    let alone = |(members, batches): Stack| -> Vec<Stack> {
+        members.into_iter().zip(batches).map(|(one, own)| (vec![one], vec![own])).collect()
+    };
+    let split =
+        |stack: Stack| if same_bits(model, &stack.1, plan) { vec![stack] } else { alone(stack) };
+    by_shape.into_values().flat_map(split).collect()
+}
+
+/// Whether clients with these micro-batches, of the same shapes, get the same bits together as alone.
+fn same_bits(model: &Transformer, clients: &[Vec<Batch>], plan: &StepPlan) -> bool {
+    let Some(first) = clients.first().filter(|_| clients.len() > 1) else { return true };
+    (0..first.len()).all(|at| {
+        let [sequences, length] = first[at].tokens.shape();
+        let rows = sequences * length;
+        let counted = || clients.iter().map(|batches| batches[at].targets.len());
+        let all: usize = counted().sum();
+        // What holds of the fewest rows and of all holds of any number between.
+        let fewest = counted().min().unwrap_or(all);
+        all <= loss::chunk(model, plan.logits)
+            && model.same_bits([rows, rows * clients.len()], [fewest, all])
+    })
+}
+
 /// Sums over the tokens of one optimizer step.
 pub(crate) struct Summed {
     pub(crate) nll: f64,
@@ -170,38 +249,68 @@ pub(crate) struct Summed {
     pub(crate) gradient: Vec<f32>,
 }
 
-/// Loss and gradient of `lora` over `share`, done as `plan` says.
+/// Loss and gradient of `lora`, of one client, over `share`, done as `plan` says.
 pub(crate) fn gradient(
     model: &Transformer,
     lora: &Lora,
     share: &[&Sequence],
     plan: &StepPlan,
 ) -> Result<Summed, InvalidTokens> {
-    let mut sum = Summed { nll: 0.0, counted: 0, gradient: vec![0.0; lora.len()] };
-    for sequences in share.chunks(plan.micro_batch.max(1)) {
-        let batch = Batch::new(model.config(), sequences)?;
-        if plan.recompute {
-            add_recomputed(model, lora, &batch, plan, &mut sum);
-        } else {
-            let hidden = model.hidden(&batch.tokens, Some(lora));
-            let losses = loss::nll(model, hidden, &batch, plan.logits);
-            sum.nll += loss::sum(losses.clone().inner());
-            lora.add_gradients(&mut losses.sum().backward(), &mut sum.gradient);
-        }
-        sum.counted += batch.counted();
-    }
-    Ok(sum)
+    let batches = batches(model, share, plan)?;
+    let sums = gradients(model, lora, &[batches], plan).pop();
+    Ok(sums.unwrap_or_else(|| unreachable!("one for each client")))
 }
 
-/// Adds loss and gradient of `batch`, where blocks keep only their input and are computed again,
-/// one after another from the last, to take the gradient through them.
-fn add_recomputed(
+/// The micro-batches of `share`.
+fn batches(
+    model: &Transformer,
+    share: &[&Sequence],
+    plan: &StepPlan,
+) -> Result<Vec<Batch>, InvalidTokens> {
+    let parts = share.chunks(plan.micro_batch.max(1));
+    parts.map(|sequences| Batch::new(model.config(), sequences)).collect()
+}
+
+/// Loss and gradient of each client of `lora` over its micro-batches, whose shapes are those of the
+/// others', done as `plan` says.
+fn gradients(
+    model: &Transformer,
+    lora: &Lora,
+    clients: &[Vec<Batch>],
+    plan: &StepPlan,
+) -> Vec<Summed> {
+    let none = |_| Summed { nll: 0.0, counted: 0, gradient: vec![0.0; lora.len()] };
+    let mut sums: Vec<Summed> = clients.iter().map(none).collect();
+    for at in 0..clients.first().map_or(0, Vec::len) {
+        let parts: Vec<&Batch> = clients.iter().map(|batches| &batches[at]).collect();
+        let batch = Batch::stacked(&parts);
+        let losses = if plan.recompute {
+            recomputed(model, lora, &batch, plan, &mut sums)
+        } else {
+            let hidden = model.hidden(&batch.tokens, Some(lora));
+            let tracked = loss::nll(model, hidden, &batch, plan.logits);
+            let losses = tracked.clone().inner();
+            lora.add_gradients(&mut tracked.sum().backward(), &mut sums);
+            losses
+        };
+        let mut losses = lora::values(losses).into_iter().map(f64::from);
+        for (sum, part) in sums.iter_mut().zip(parts) {
+            sum.nll += losses.by_ref().take(part.targets.len()).sum::<f64>();
+            sum.counted += part.counted();
+        }
+    }
+    sums
+}
+
+/// The losses of `batch`, and its gradients added to `sums`, where blocks keep only their input and are
+/// computed again, one after another from the last, to take the gradient through them.
+fn recomputed(
     model: &Transformer,
     lora: &Lora,
     batch: &Batch,
     plan: &StepPlan,
-    sum: &mut Summed,
-) {
+    sums: &mut [Summed],
+) -> Tensor<2> {
     let frozen = lora.without_gradients();
     let context = model.context(batch.tokens.shape()[1], 0);
     let mut x = model.embed(&batch.tokens);
@@ -211,20 +320,21 @@ fn add_recomputed(
         x = model.block(layer, x, Some(&frozen), &context);
     }
     let last = x.autodiff().require_grad();
-    let losses = loss::nll(model, model.last_norm(last.clone()), batch, plan.logits);
-    sum.nll += loss::sum(losses.clone().inner());
-    let mut by_output = last.grad_remove(&mut losses.sum().backward());
+    let tracked = loss::nll(model, model.last_norm(last.clone()), batch, plan.logits);
+    let losses = tracked.clone().inner();
+    let mut by_output = last.grad_remove(&mut tracked.sum().backward());
     for (layer, input) in inputs.into_iter().enumerate().rev() {
-        let Some(gradient) = by_output.take() else { return };
+        let Some(gradient) = by_output.take() else { break };
         // Nothing below the lowest block needs a gradient.
         let input = input.autodiff();
         let input = if layer > 0 { input.require_grad() } else { input };
         let output = model.block(layer, input.clone(), Some(lora), &context);
         // The gradient of <output, gradient> with gradient held fixed is that of the loss.
         let mut gradients = (output * gradient.autodiff()).sum().backward();
-        lora.add_gradients(&mut gradients, &mut sum.gradient);
+        lora.add_gradients(&mut gradients, sums);
         by_output = input.grad_remove(&mut gradients);
     }
+    losses
 }
 
 #[cfg(test)]

@@ -233,6 +233,15 @@ impl Transformer {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
+    /// Whether a row of hidden states, and its loss, have the same bits among `rows[0]` rows, of which
+    /// the loss counts `counted[0]`, as among `rows[1]`, of which it counts `counted[1]`.
+    pub(crate) fn same_bits(&self, rows: [usize; 2], counted: [usize; 2]) -> bool {
+        let mut maps = self.layers.iter().flat_map(|layer| {
+            [&layer.queries_keys_values, &layer.output, &layer.gate_up, &layer.down]
+        });
+        maps.all(|map| map.weight.same_bits(rows)) && self.head().same_bits(counted)
+    }
+
     /// Number of blocks.
     pub(crate) fn num_layers(&self) -> usize {
         self.layers.len()

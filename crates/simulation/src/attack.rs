@@ -217,8 +217,8 @@ impl<T: Trainer> Trainer for Hostile<T> {
         self.inner.steps(task)
     }
 
-    fn at_once(&self) -> usize {
-        self.inner.at_once()
+    fn at_once(&self, task: &TrainingTask) -> usize {
+        self.inner.at_once(task)
     }
 }
 

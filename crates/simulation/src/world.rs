@@ -411,8 +411,9 @@ impl<T: Trainer, S: Store> World<T, S> {
 
     /// Trains those who are done first, as many as the trainer has use for at once.
     fn compute(&mut self) -> Result<(), WorldError> {
-        let waiting = self.work.values_mut().filter(|work| work.outcome.is_none());
-        let mut waiting: Vec<&mut Work> = waiting.take(self.trainer.at_once().max(1)).collect();
+        let mut waiting = self.work.values_mut().filter(|work| work.outcome.is_none()).peekable();
+        let at_once = waiting.peek().map_or(1, |work| self.trainer.at_once(&work.task).max(1));
+        let mut waiting: Vec<&mut Work> = waiting.take(at_once).collect();
         let tasks: Vec<TrainingTask> =
             waiting.iter().map(|work| TrainingTask::clone(&work.task)).collect();
         let outcomes = self.trainer.train_all(&tasks, &mut |_| Control::Continue);

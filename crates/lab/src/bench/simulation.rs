@@ -62,6 +62,9 @@ pub(crate) struct SimulationArgs {
     /// Train one client at a time, on all threads.
     #[arg(long)]
     sequential: bool,
+    /// Clients whose batches go through the base model as one, at most; by default as many as are of use.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    stack: Option<u16>,
 }
 
 pub(super) fn run(args: &SimulationArgs, started: Instant) -> Result<Value> {
@@ -83,6 +86,7 @@ pub(super) fn run(args: &SimulationArgs, started: Instant) -> Result<Value> {
     let options = TrainerOptions {
         threads: args.model.threads,
         sequential: args.sequential,
+        stack: args.stack.map(usize::from),
         ..TrainerOptions::default()
     };
     let mut trainer = LocalTrainer::new(model, options)?;
@@ -123,6 +127,7 @@ pub(super) fn run(args: &SimulationArgs, started: Instant) -> Result<Value> {
         "compression": args.compression,
         "threads": args.model.threads,
         "sequential": args.sequential,
+        "stack": args.stack,
         "rounds": args.rounds,
         "round_s": per_round,
         "rounds_per_s": 1.0 / median,
@@ -242,7 +247,7 @@ impl Trainer for Watched {
         self.trainer.steps(task)
     }
 
-    fn at_once(&self) -> usize {
-        self.trainer.at_once()
+    fn at_once(&self, task: &TrainingTask) -> usize {
+        self.trainer.at_once(task)
     }
 }

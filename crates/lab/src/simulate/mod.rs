@@ -72,8 +72,8 @@ pub struct Computing {
     /// Computing threads; 0 for one on each core. They do not change the result.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
-    /// Train one client at a time on all threads, instead of several side by side. It does not change
-    /// the result.
+    /// Train one client at a time on all threads, instead of several side by side and, where batches are
+    /// small, as one batch. It does not change the result.
     #[arg(long)]
     pub sequential: bool,
 }

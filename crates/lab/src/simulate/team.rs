@@ -164,8 +164,8 @@ impl Trainer for Team {
         self.data(&task.client).map_or(config.max_steps, |data| config.steps(sequences(data)))
     }
 
-    fn at_once(&self) -> usize {
-        self.trainer.at_once()
+    fn at_once(&self, task: &TrainingTask) -> usize {
+        self.trainer.at_once(task)
     }
 }
 

@@ -76,6 +76,92 @@ fn the_same_task_gives_the_same_bits_on_any_number_of_threads() {
     }
 }
 
+/// A client whose batches have few rows, and others with other data and seeds.
+fn few_rows(options: TrainerOptions, clients: usize) -> (Vec<TrainingTask>, LocalTrainer) {
+    let (task, mut trainer) = task_and_trainer(options);
+    let data = trainer.data(&task.client).unwrap().clone();
+    let training = TrainingConfig {
+        max_steps: 3,
+        batch_size: 1,
+        sequence_length: 30,
+        ..TrainingConfig::default()
+    };
+    let plan = Plan { training, ..task.plan.clone() };
+    let tasks = (0..clients).map(|index| {
+        let client: ClientId = format!("client-{index}").parse().unwrap();
+        trainer.insert(client.clone(), data.clone());
+        let mut plan = plan.clone();
+        plan.training.max_steps += index as u32 % 2;
+        TrainingTask { client, plan, ..task.clone() }
+    });
+    (tasks.collect(), trainer)
+}
+
+#[test]
+fn clients_of_few_rows_go_through_the_model_together_and_end_in_the_same_bits() {
+    let train = |options| {
+        let (tasks, mut trainer) = few_rows(options, 7);
+        let (mut seen, stacks) = (vec![0; 7], trainer.stacks(&tasks, trainer.width(&tasks)));
+        let outcomes = trainer.train_all(&tasks, &mut |progress| {
+            seen[progress.task] += 1;
+            assert_eq!(progress.steps, 3 + progress.task as u32 % 2);
+            Control::Continue
+        });
+        assert_eq!(seen, [3, 4, 3, 4, 3, 4, 3]);
+        let bits = |outcome: Result<TrainingOutcome, TrainError>| {
+            let outcome = outcome.unwrap();
+            let values: Vec<u32> = outcome.values.iter().map(|value| value.to_bits()).collect();
+            (values, outcome.tokens, outcome.last_loss.to_bits())
+        };
+        (stacks, outcomes.into_iter().map(bits).collect::<Vec<_>>())
+    };
+    let (alone, want) = train(TrainerOptions { sequential: true, ..on_threads(1) });
+    assert!(alone.iter().all(|stack| stack.len() == 1));
+    for (options, most) in [
+        (on_threads(1), 7),
+        (on_threads(2), 4),
+        (on_threads(3), 3),
+        (TrainerOptions { stack: Some(1), ..on_threads(2) }, 1),
+    ] {
+        let (stacks, got) = train(options);
+        let largest = stacks.iter().map(Vec::len).max().unwrap();
+        // Tiles for large products bound the rows of a stack.
+        assert!(largest <= most && (largest > 1 || most == 1), "{stacks:?}");
+        assert!(got == want, "{stacks:?}");
+    }
+}
+
+#[test]
+fn as_many_go_through_the_model_together_as_fill_its_products() {
+    let stack = |batch_size, options| {
+        let (mut tasks, trainer) = few_rows(options, 1);
+        tasks[0].plan.training.batch_size = batch_size;
+        trainer.stack(&tasks[0].plan, 1)
+    };
+    let on_one = on_threads(1);
+    assert!((2..=ROWS / 30).contains(&stack(1, on_one.clone())));
+    assert_eq!(stack(8, on_one.clone()), 1);
+    assert_eq!(stack(1, TrainerOptions { stack: Some(2), ..on_one.clone() }), 2);
+    assert_eq!(stack(1, TrainerOptions { sequential: true, ..on_one.clone() }), 1);
+    let (tasks, trainer) = few_rows(on_one.clone(), 1);
+    assert_eq!(trainer.at_once(&tasks[0]), stack(1, on_one.clone()));
+    let plan = &tasks[0].plan;
+    let needs =
+        |stack| Workload { stack, ..trainer.workload(plan, 1) }.estimate(&trainer.fastest(plan));
+    let within = |budget| TrainerOptions { memory_budget: Some(budget), ..on_one.clone() };
+    assert_eq!(stack(1, within(needs(2))), 2);
+    assert_eq!(stack(1, within(needs(2) - 1)), 1);
+}
+
+#[test]
+fn one_of_a_stack_without_data_leaves_the_others_theirs() {
+    let (mut tasks, mut trainer) = few_rows(on_threads(1), 3);
+    tasks[1].client = "stranger".parse().unwrap();
+    let outcomes = trainer.train_all(&tasks, &mut |_| Control::Continue);
+    assert_eq!(outcomes[1], Err(TrainError::NoData));
+    assert!(outcomes[0].is_ok() && outcomes[2].is_ok());
+}
+
 #[test]
 fn progress_is_reported_and_can_cancel() {
     let (task, mut trainer) = task_and_trainer(on_threads(1));

@@ -18,6 +18,16 @@ pub(super) const SERIAL: usize = 1 << 17;
 /// Rows of x up to which each weight is read once for dot products: below, memory is the limit.
 const FEW_ROWS: usize = 4;
 
+/// Results up to which the `gemm` crate sums along both operands' rows.
+const GEMM_FEW: usize = 256;
+
+/// Rows and columns up to which it cuts the inner dimension into equal parts and a rest, instead of
+/// equal parts alone.
+const GEMM_SMALL: usize = 64;
+
+/// Inner values that it sums at once, at least.
+const GEMM_INNER: usize = 512;
+
 /// 8-bit weights widened at once: a part of the last-level cache, beside the other operand.
 const WIDENED: usize = 1 << 19;
 
@@ -192,9 +202,50 @@ pub(crate) fn linear_backward(
     }
 }
 
+/// Whether a row of x Wᵀ, and of dy W, has the same bits among `one` rows as among `all` of several
+/// such operands, one below another; W is \[outputs, inputs\], of eight bits or not. It may have them
+/// where this says no.
+pub(crate) fn same_bits(
+    [one, all]: [usize; 2],
+    [outputs, inputs]: [usize; 2],
+    eight_bits: bool,
+) -> bool {
+    let panel = if eight_bits { panel_rows(inputs, outputs) } else { outputs };
+    let panels = [panel, outputs % panel].into_iter().filter(|&panel| panel > 0);
+    let products = panels.flat_map(|panel| [[inputs, panel], [panel, inputs]]);
+    let order = |rows, [inner, width]: [usize; 2]| Order::of([rows, inner, width]);
+    let mut orders = products.map(|sides| [one, all].map(|rows| order(rows, sides)));
+    one == all || (one > FEW_ROWS && orders.all(|[one, all]| one == all && !one.tiles))
+}
+
+/// What decides in which order a product's sums are taken, beside its inner dimension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Order {
+    tiles: bool,
+    /// Of the `gemm` crate.
+    few: bool,
+    small: bool,
+}
+
+impl Order {
+    fn of([rows, inner, width]: [usize; 3]) -> Self {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        let tiles = Split::worthwhile([rows, inner, width]).is_some();
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+        let tiles = false;
+        let small = rows.max(width) <= GEMM_SMALL && inner > GEMM_INNER;
+        Self { tiles, few: rows * width <= GEMM_FEW, small }
+    }
+}
+
+/// Rows of 8-bit weights \[outputs, inputs\] that are widened at once.
+fn panel_rows(inputs: usize, outputs: usize) -> usize {
+    (WIDENED / inputs).clamp(1, outputs)
+}
+
 /// Gives each panel of whole rows, widened to f32, to `f` with the number of its first row.
 fn for_each_panel(values: &[i8], scales: &[f32], inputs: usize, mut f: impl FnMut(usize, &[f32])) {
-    let rows = (WIDENED / inputs).clamp(1, scales.len());
+    let rows = panel_rows(inputs, scales.len());
     let mut panel = pool::take(rows * inputs);
     for (index, (values, scales)) in
         values.chunks(rows * inputs).zip(scales.chunks(rows)).enumerate()

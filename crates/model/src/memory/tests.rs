@@ -10,6 +10,7 @@ fn workload<'a>(model: &'a ModelConfig, lora: &'a LoraConfig) -> Workload<'a> {
         sequence_length: 64,
         threads: 1,
         clients: 1,
+        stack: 1,
     }
 }
 
@@ -47,4 +48,14 @@ fn the_cheapest_way_that_fits_is_chosen() {
     assert!(refusal.contains("memory_budget_mib") && refusal.contains("int8"), "{refusal}");
     let int8 = Workload { precision: Precision::Int8, ..workload };
     assert!(int8.fit(budget).is_ok());
+}
+
+#[test]
+fn a_stack_takes_more_than_one_client_and_less_than_as_many_side_by_side() {
+    let (model, lora) = (config(), settings(8, &[TargetModule::QProj]));
+    let one = workload(&model, &lora);
+    let way = StepPlan::fastest(8);
+    let estimate = |clients, stack| Workload { clients, stack, ..one.clone() }.estimate(&way);
+    assert!(estimate(1, 1) < estimate(1, 4) && estimate(1, 4) < estimate(1, 5));
+    assert!(estimate(1, 4) <= estimate(4, 1) && estimate(2, 4) <= estimate(8, 1));
 }

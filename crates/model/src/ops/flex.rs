@@ -217,13 +217,15 @@ pub(super) struct LinearInputs {
     /// A and B of each adapter.
     pub(super) factors: Vec<FlexTensor>,
     pub(super) placed: Vec<Placed>,
-    /// A of all adapters, one below another, so that x is read once for all of them.
+    /// A of all adapters of each client, one below another, so that x is read once for all of them.
     stacked: Vec<f32>,
+    /// Clients whose rows x has, in equal parts.
+    pub(super) clients: usize,
 }
 
-/// One adapter of a linear map.
+/// One adapter of a linear map, of one client.
 pub(super) struct Adapted<'a> {
-    /// Its rows of the stacked A.
+    /// Its rows of the client's stacked A.
     pub(super) ranks: Range<usize>,
     /// B \[outputs in the range, rank\].
     pub(super) b: View<'a>,
@@ -241,27 +243,34 @@ impl LinearInputs {
     ) -> Self {
         let factors: Vec<FlexTensor> = factors.iter().map(FlexTensor::to_contiguous).collect();
         let bias = bias.map(|bias| bias.to_contiguous());
-        let stacked = factors.iter().step_by(2).flat_map(values).copied().collect();
-        Self { weight: weight.to_contiguous(), bias, factors, placed, stacked }
+        let clients = match (factors.get(1), placed.first()) {
+            (Some(b), Some((outputs, _))) => dims(b)[0] / outputs.len(),
+            _ => 1,
+        };
+        let of_client =
+            |client| factors.iter().step_by(2).flat_map(move |a| part(values(a), client, clients));
+        let stacked = (0..clients).flat_map(of_client).copied().collect();
+        Self { weight: weight.to_contiguous(), bias, factors, placed, stacked, clients }
     }
 
-    /// Rank of all adapters together.
+    /// Rank of all adapters of one client together.
     pub(super) fn total_rank(&self) -> usize {
-        self.stacked.len() / self.weight.shape()[1]
+        self.stacked.len() / self.clients / self.weight.shape()[1]
     }
 
-    /// The stacked A \[total rank, inputs\].
-    pub(super) fn a(&self) -> View<'_> {
-        View::new(&self.stacked, self.weight.shape()[1])
+    /// The stacked A of `client` \[total rank, inputs\].
+    pub(super) fn a(&self, client: usize) -> View<'_> {
+        View::new(part(&self.stacked, client, self.clients), self.weight.shape()[1])
     }
 
-    pub(super) fn adapters(&self) -> impl Iterator<Item = Adapted<'_>> {
+    /// The adapters of `client`.
+    pub(super) fn adapters(&self, client: usize) -> impl Iterator<Item = Adapted<'_>> {
         let mut first = 0;
         self.factors.chunks_exact(2).zip(&self.placed).map(move |(pair, (outputs, scale))| {
-            let rank = dims(&pair[0])[0];
+            let rank = dims(&pair[1])[1];
             let ranks = first..first + rank;
             first = ranks.end;
-            let b = View::new(values(&pair[1]), rank);
+            let b = View::new(part(values(&pair[1]), client, self.clients), rank);
             Adapted { ranks, b, outputs: outputs.clone(), scale: *scale }
         })
     }
@@ -290,18 +299,29 @@ impl LinearInputs {
         }
         linear(&mut y, x, self.weight.weights(), [outputs, inputs], add);
         let rank = self.total_rank();
-        let mut projected = vec![0.0; rows * rank];
-        multiply(
-            (&mut projected, rank, 0),
-            View::new(x, inputs),
-            self.a().transposed(),
-            1.0,
-            false,
-        );
-        for Adapted { ranks, b, outputs: range, scale } in self.adapters() {
-            let projected = View::part(&projected, rank, ranks.start, ranks.len());
-            multiply((&mut y, outputs, range.start), projected, b.transposed(), scale, true);
+        let mut all_projected = vec![0.0; rows * rank];
+        for client in 0..self.clients {
+            let x = View::new(part(x, client, self.clients), inputs);
+            let y = part_mut(&mut y, client, self.clients);
+            let projected = part_mut(&mut all_projected, client, self.clients);
+            multiply((projected, rank, 0), x, self.a(client).transposed(), 1.0, false);
+            for Adapted { ranks, b, outputs: range, scale } in self.adapters(client) {
+                let projected = View::part(projected, rank, ranks.start, ranks.len());
+                multiply((y, outputs, range.start), projected, b.transposed(), scale, true);
+            }
         }
-        (tensor(y, [rows, outputs]), projected)
+        (tensor(y, [rows, outputs]), all_projected)
     }
+}
+
+/// The part of `client` where `clients` have equal parts of `values`.
+pub(super) fn part<T>(values: &[T], client: usize, clients: usize) -> &[T] {
+    let len = values.len() / clients;
+    &values[client * len..(client + 1) * len]
+}
+
+/// The part of `client` where `clients` have equal parts of `values`.
+pub(super) fn part_mut<T>(values: &mut [T], client: usize, clients: usize) -> &mut [T] {
+    let len = values.len() / clients;
+    &mut values[client * len..(client + 1) * len]
 }

@@ -30,7 +30,8 @@ pub(crate) enum Maybe<B: Backend> {
     Some(FloatTensor<B>),
 }
 
-/// A and B of up to three adapters: as many as maps share one input.
+/// A and B of up to three adapters, each of one client or of a stack of them: as many as maps share
+/// one input.
 #[derive(ExtensionType)]
 pub(crate) enum FactorPairs<B: Backend> {
     /// No adapter.

@@ -14,8 +14,8 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, AutodiffBackend, Flex};
 
 use super::flex::{
-    LinearInputs, attention_forward, dims, give_back, nll, owned, rms_norm, rotate, silu_gated,
-    tensor, values,
+    LinearInputs, attention_forward, dims, give_back, nll, owned, part, part_mut, rms_norm, rotate,
+    silu_gated, tensor, values,
 };
 use super::fused::{FactorPairs, Fused, Maybe, Operand, Placed};
 use super::{AttentionShape, Targets};
@@ -204,7 +204,7 @@ struct LinearState {
     inputs: LinearInputs,
     /// The input, if an adapter or the weight needs it.
     x: Option<FlexTensor>,
-    /// x Aᵀ \[rows, total rank\].
+    /// x Aᵀ \[rows, total rank of a client\].
     projected: Vec<f32>,
 }
 
@@ -222,37 +222,23 @@ impl Backward<Flex, LINEAR> for Linear {
             linear_backward(&mut dx, dy, inputs.weight.weights(), [outputs, width], false);
             dx
         });
-        let rank = inputs.total_rank();
-        let mut d_projected = vec![0.0; rows * rank];
-        for adapted in inputs.adapters() {
-            let dy = View::part(dy, outputs, adapted.outputs.start, adapted.outputs.len());
-            let part = (&mut d_projected[..], rank, adapted.ranks.start);
-            multiply(part, dy, adapted.b, adapted.scale, false);
+        let mut gradients: Vec<Option<Vec<f32>>> = factor_nodes
+            .iter()
+            .zip(&inputs.factors)
+            .map(|(node, factor)| node.as_ref().map(|_| vec![0.0; values(factor).len()]))
+            .collect();
+        for client in 0..inputs.clients {
+            let dx = dx.as_deref_mut().map(|dx| part_mut(dx, client, inputs.clients));
+            let x = x.as_ref().map(|x| part(values(x), client, inputs.clients));
+            let dy = part(dy, client, inputs.clients);
+            let projected = part(&projected, client, inputs.clients);
+            let of_client = OfClient { inputs: &inputs, client, x, dy, projected };
+            of_client.backward(dx, &mut gradients);
         }
-        let d_projected = View::new(&d_projected, rank);
-        if let (Some(dx), 1..) = (&mut dx, rank) {
-            multiply((dx, width, 0), d_projected, inputs.a(), 1.0, true);
-        }
-        let mut d_stacked = vec![0.0; rank * width];
-        if let (Some(x), 1..) = (&x, rank) {
-            let x = View::new(values(x), width);
-            multiply((&mut d_stacked, width, 0), d_projected.transposed(), x, 1.0, false);
-        }
-        let mut nodes = factor_nodes.into_iter();
-        for (adapted, pair) in inputs.adapters().zip(inputs.factors.chunks_exact(2)) {
-            let (a_node, b_node) = (nodes.next().flatten(), nodes.next().flatten());
-            if let Some(node) = a_node {
-                let d_a = &d_stacked[adapted.ranks.start * width..adapted.ranks.end * width];
-                grads.register::<Flex>(node.id, tensor(d_a.to_vec(), dims(&pair[0])));
-            }
-            if let Some(node) = b_node {
-                let mut d_b = vec![0.0; values(&pair[1]).len()];
-                let dy = View::part(dy, outputs, adapted.outputs.start, adapted.outputs.len());
-                let from = adapted.ranks.start;
-                let projected = View::part(&projected, rank, from, adapted.ranks.len());
-                let part = (&mut d_b[..], adapted.ranks.len(), 0);
-                multiply(part, dy.transposed(), projected, adapted.scale, false);
-                grads.register::<Flex>(node.id, tensor(d_b, dims(&pair[1])));
+        let nodes = factor_nodes.into_iter().zip(gradients).zip(&inputs.factors);
+        for ((node, gradient), factor) in nodes {
+            if let (Some(node), Some(gradient)) = (node, gradient) {
+                grads.register::<Flex>(node.id, tensor(gradient, dims(factor)));
             }
         }
         if let (Some(node), Some(x)) = (weight_node, &x) {
@@ -276,6 +262,56 @@ impl Backward<Flex, LINEAR> for Linear {
             None => give_back(dy_tensor),
         }
         x.into_iter().for_each(give_back);
+    }
+}
+
+/// The rows of one client in the backward pass of a linear map.
+struct OfClient<'a> {
+    inputs: &'a LinearInputs,
+    client: usize,
+    x: Option<&'a [f32]>,
+    dy: &'a [f32],
+    projected: &'a [f32],
+}
+
+impl OfClient<'_> {
+    /// Adds what its adapters give to `dx`, and writes the gradients of each A and B that are wanted
+    /// to its parts of `gradients`.
+    fn backward(&self, dx: Option<&mut [f32]>, gradients: &mut [Option<Vec<f32>>]) {
+        let &Self { inputs, client, x, dy, projected } = self;
+        let ([outputs, width], rank) = (inputs.weight.shape(), inputs.total_rank());
+        if rank == 0 {
+            return;
+        }
+        let mut d_projected = vec![0.0; projected.len()];
+        for adapted in inputs.adapters(client) {
+            let dy = View::part(dy, outputs, adapted.outputs.start, adapted.outputs.len());
+            let part = (&mut d_projected[..], rank, adapted.ranks.start);
+            multiply(part, dy, adapted.b, adapted.scale, false);
+        }
+        let d_projected = View::new(&d_projected, rank);
+        if let Some(dx) = dx {
+            multiply((dx, width, 0), d_projected, inputs.a(client), 1.0, true);
+        }
+        let mut d_stacked = vec![0.0; rank * width];
+        if let Some(x) = x {
+            let x = View::new(x, width);
+            multiply((&mut d_stacked, width, 0), d_projected.transposed(), x, 1.0, false);
+        }
+        for (adapted, pair) in inputs.adapters(client).zip(gradients.chunks_exact_mut(2)) {
+            let [d_a, d_b] = pair else { unreachable!("pairs of A and B") };
+            if let Some(d_a) = d_a {
+                let ranks = adapted.ranks.start * width..adapted.ranks.end * width;
+                part_mut(d_a, client, inputs.clients).copy_from_slice(&d_stacked[ranks]);
+            }
+            if let Some(d_b) = d_b {
+                let dy = View::part(dy, outputs, adapted.outputs.start, adapted.outputs.len());
+                let (from, ranks) = (adapted.ranks.start, adapted.ranks.len());
+                let projected = View::part(projected, rank, from, ranks);
+                let d_b = part_mut(d_b, client, inputs.clients);
+                multiply((d_b, ranks, 0), dy.transposed(), projected, adapted.scale, false);
+            }
+        }
     }
 }
 

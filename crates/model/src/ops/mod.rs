@@ -17,6 +17,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{Device, Int, Tensor};
 
 pub(crate) use crate::kernels::attention::Shape as AttentionShape;
+use crate::kernels::matmul::same_bits;
 use crate::precision::Precision;
 use fused::{FactorPairs, Fused, FusedCache, Maybe, Operand};
 
@@ -59,7 +60,15 @@ impl Matrix {
         }
     }
 
-    /// W + scale B A on the outputs of each adapter, as f32.
+    /// Whether a row of a product with it, forwards or backwards, has the same bits among `one` rows as
+    /// among `all`; of other devices than the CPU nothing is known.
+    pub(crate) fn same_bits(&self, [one, all]: [usize; 2]) -> bool {
+        let eight_bits = self.precision() == Precision::Int8;
+        let known = is_fused(&self.device());
+        one == all || (known && same_bits([one, all], self.shape(), eight_bits))
+    }
+
+    /// W + scale B A on the outputs of each adapter, all of one client, as f32.
     pub(crate) fn merged(&self, adapters: Vec<Factors>) -> Self {
         let merged = adapters.into_iter().fold(self.widened(), |weights, adapter| {
             let Factors { a, b, outputs, scale } = adapter;
@@ -108,11 +117,14 @@ pub(crate) struct Targets {
 }
 
 /// An adapter on some outputs of a linear map: those get scale (x Aᵀ) Bᵀ on top.
+///
+/// It may be a stack of several clients' adapters, one below another. The rows of x are then theirs in
+/// equal parts, in the same order, and each client's factors act on its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Factors {
-    /// A, of shape \[rank, inputs\].
+    /// A, of shape \[clients * rank, inputs\].
     pub(crate) a: Tensor<2>,
-    /// B, of shape \[outputs in the range, rank\].
+    /// B, of shape \[clients * outputs in the range, rank\].
     pub(crate) b: Tensor<2>,
     /// The outputs.
     pub(crate) outputs: Range<usize>,

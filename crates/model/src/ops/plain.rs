@@ -21,7 +21,15 @@ pub(crate) fn linear(
     let rows = x.dims()[0];
     let mut y = x.clone().matmul(map.weight.widened().transpose());
     for Factors { a, b, outputs: range, scale } in adapters {
-        let part = x.clone().matmul(a.transpose()).mul_scalar(scale).matmul(b.transpose());
+        let clients = b.dims()[0] / range.len();
+        let of_client = |client| {
+            let [x, a, b] = [&x, &a, &b].map(|all| {
+                let size = all.dims()[0] / clients;
+                all.clone().narrow(0, client * size, size)
+            });
+            x.matmul(a.transpose()).mul_scalar(scale).matmul(b.transpose())
+        };
+        let part = Tensor::cat((0..clients).map(of_client).collect(), 0);
         let zeros = |width| Tensor::zeros([rows, width], &part.device());
         let (before, after) = (zeros(range.start), zeros(outputs - range.end));
         let parts = [before, part, after].into_iter().filter(|part| part.dims()[1] > 0);

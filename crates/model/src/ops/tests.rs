@@ -132,9 +132,17 @@ fn rms_norm_case(rows: usize, width: usize, seed: u64) -> Case {
 }
 
 /// A linear map with an adapter on each range of outputs whose bit is set: the three thirds, and
-/// all of them. Weights of eight bits are frozen, others are trained.
-fn linear_case(sizes: [usize; 4], adapted: u8, options: [bool; 3], seed: u64) -> Case {
+/// all of them; of several clients, each with as many rows. Weights of eight bits are frozen, others are
+/// trained.
+fn linear_case(
+    clients: usize,
+    sizes: [usize; 4],
+    adapted: u8,
+    options: [bool; 3],
+    seed: u64,
+) -> Case {
     let ([rows, inputs, outputs, rank], [bias, residual, int8]) = (sizes, options);
+    let rows = clients * rows;
     let third = |part: usize| part * outputs / 3;
     let ranges = [0..third(1), third(1)..third(2), third(2)..outputs, 0..outputs];
     let placed = ranges.into_iter().zip([0.5f32, 2.0, -1.0, 1.5]).enumerate();
@@ -144,7 +152,9 @@ fn linear_case(sizes: [usize; 4], adapted: u8, options: [bool; 3], seed: u64) ->
     shapes.extend((!int8).then_some([outputs, inputs]));
     shapes.extend(bias.then_some([1, outputs]));
     shapes.extend(residual.then_some([rows, outputs]));
-    shapes.extend(placed.iter().flat_map(|(range, _)| [[rank, inputs], [range.len(), rank]]));
+    let pair = |(range, _): &fused::Placed| [[rank, inputs], [range.len(), rank]];
+    let stacked = placed.iter().flat_map(pair).map(|[rows, columns]| [clients * rows, columns]);
+    shapes.extend(stacked);
     let frozen = random(outputs * inputs, 1.5, seed * 100 + 98);
     let frozen = int8.then(|| quantized(&frozen, inputs));
     let ops = [linear, plain::linear].map(|op| -> Op {
@@ -207,8 +217,9 @@ fn nll_case(shape: [usize; 3], chunk: usize, int8: bool, seed: u64) -> Case {
 fn cases(rows: usize, width: usize, sequences: usize, shape: AttentionShape) -> Vec<Case> {
     let map = |rows, int8, seed| {
         let sizes = [rows, width, width + 3, width.min(16)];
-        linear_case(sizes, 0b1010, [true, true, int8], seed)
+        linear_case(1, sizes, 0b1010, [true, true, int8], seed)
     };
+    let stack = [rows.div_ceil(3), width, width + 3, width.min(16)];
     vec![
         rms_norm_case(rows, width, 1),
         map(rows, false, 2),
@@ -219,6 +230,7 @@ fn cases(rows: usize, width: usize, sequences: usize, shape: AttentionShape) -> 
         attention_case(shape, sequences, 7),
         silu_gated_case(rows, width, 8),
         nll_case([rows, width, width + 50], rows.div_ceil(4), true, 9),
+        linear_case(3, stack, 0b0111, [true, true, false], 10),
     ]
 }
 
@@ -247,12 +259,13 @@ proptest! {
 
     #[test]
     fn linear_maps_are_those_of_burn(
+        clients in 1usize..4,
         sizes in [1usize..12, 1..70, 3..70, 1..9],
         adapted in 0u8..15,
         options in any::<[bool; 3]>(),
         seed in SEEDS,
     ) {
-        linear_case(sizes, adapted, options, seed).check();
+        linear_case(clients, sizes, adapted, options, seed).check();
     }
 
     #[test]
@@ -355,6 +368,48 @@ fn threads_change_no_bit() {
     });
     for ((one, two), three) in one.iter().zip(&two).zip(&three) {
         assert!(one == two && one == three, "{}", one.0);
+    }
+}
+
+/// Each of three clients gets from a stack, output and gradients, what it gets alone.
+#[test]
+fn a_stack_gives_each_client_the_bits_of_it_alone() {
+    let (clients, rows, inputs, outputs, rank) = (3, 20, 40, 50, 4);
+    for int8 in [false, true] {
+        let weight = tensor([outputs, inputs], 1.0, 1);
+        let weight = if int8 { quantized(&values(weight), inputs) } else { Matrix::F32(weight) };
+        assert!(weight.same_bits([rows, clients * rows]));
+        let map = LinearMap { weight, bias: None };
+        let shapes = [[rows, inputs], [rank, inputs], [30, rank], [rank, inputs], [20, rank]];
+        let leaves = shapes.into_iter().zip(2..);
+        let leaves: Leaves = leaves
+            .map(|([rows, columns], seed)| tensor([clients * rows, columns], 1.0, seed))
+            .collect();
+        let upstream = tensor([clients * rows, outputs], 1.0, 9);
+        let outcome = |leaves: &[Tensor<2>], upstream: Tensor<2>| -> Vec<Vec<f32>> {
+            let leaves: Leaves =
+                leaves.iter().map(|leaf| leaf.clone().autodiff().require_grad()).collect();
+            let [x, a, b, a2, b2] = take(leaves.clone());
+            let first = Factors { a, b, outputs: 0..30, scale: 2.0 };
+            let second = Factors { a: a2, b: b2, outputs: 30..50, scale: 0.5 };
+            let out = linear(x, &map, vec![first, second], None);
+            let mut gradients = (out.clone() * upstream.autodiff()).sum().backward();
+            let gradients = leaves.iter().map(|leaf| leaf.grad_remove(&mut gradients).unwrap());
+            [out.inner()].into_iter().chain(gradients).map(values).collect()
+        };
+        let all = outcome(&leaves, upstream.clone());
+        for client in 0..clients {
+            let own = |tensor: &Tensor<2>| {
+                let size = tensor.dims()[0] / clients;
+                tensor.clone().narrow(0, client * size, size)
+            };
+            let leaves: Leaves = leaves.iter().map(own).collect();
+            let alone = outcome(&leaves, own(&upstream));
+            for (part, (alone, all)) in alone.iter().zip(&all).enumerate() {
+                let own = &all[client * alone.len()..(client + 1) * alone.len()];
+                assert!(alone == own, "client {client}, part {part}, int8 {int8}");
+            }
+        }
     }
 }
 

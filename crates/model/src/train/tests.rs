@@ -40,7 +40,7 @@ fn gradients_are_finite_differences() {
         let model = plain_model(&config, case as u64);
         let adapter = adapter(&config, &settings, 3);
         let values = adapter.values();
-        let lora = Lora::trainable(adapter.layout(), values, settings.scale(), &model.device());
+        let lora = Lora::trainable(adapter.layout(), &[values], settings.scale(), &model.device());
         let sequences = sequences(&config, 3, 9, 5);
         let share: Vec<&Sequence> = sequences.iter().collect();
         let sum = gradient(&model, &lora, &share, &plan(2)).unwrap();
@@ -76,7 +76,7 @@ fn the_base_is_never_tracked() {
     let batch = Batch::new(&config, &[&sequences[0]]).unwrap();
     let lora = Lora::frozen(&adapter, &config, &settings, &model.device()).unwrap();
     assert!(!model.hidden(&batch.tokens, Some(&lora)).is_autodiff());
-    let lora = Lora::trainable(adapter.layout(), adapter.values(), 1.0, &model.device());
+    let lora = Lora::trainable(adapter.layout(), &[adapter.values()], 1.0, &model.device());
     assert!(model.hidden(&batch.tokens, Some(&lora)).is_tracked());
 }
 
@@ -87,7 +87,7 @@ fn micro_batches_add_up_to_one_batch() {
     let adapter = adapter(&config, &settings, 5);
     let sequences = sequences(&config, 5, 10, 6);
     let share: Vec<&Sequence> = sequences.iter().collect();
-    let lora = Lora::trainable(adapter.layout(), adapter.values(), 1.0, &model.device());
+    let lora = Lora::trainable(adapter.layout(), &[adapter.values()], 1.0, &model.device());
     let [whole, parts] = [5, 2].map(|size| gradient(&model, &lora, &share, &plan(size)).unwrap());
     assert_eq!(whole.counted, parts.counted);
     assert!((whole.nll - parts.nll).abs() < 1e-3);
@@ -103,7 +103,7 @@ fn blocks_computed_twice_give_the_same_gradient() {
     let (model, adapter) = (plain_model(&config, 4), adapter(&config, &settings, 5));
     let sequences = sequences(&config, 5, 10, 6);
     let share: Vec<&Sequence> = sequences.iter().collect();
-    let lora = Lora::trainable(adapter.layout(), adapter.values(), 1.0, &model.device());
+    let lora = Lora::trainable(adapter.layout(), &[adapter.values()], 1.0, &model.device());
     let [kept, twice] = [false, true].map(|recompute| {
         gradient(&model, &lora, &share, &StepPlan { recompute, ..plan(2) }).unwrap()
     });
@@ -270,4 +270,94 @@ fn a_correction_is_added_over_the_steps() {
             assert!((after - before - share * correction).abs() < 1e-5, "{after} {before}");
         }
     }
+}
+
+/// Clients of different data, lengths, scopes and settings, some with an epoch that ends midway: each
+/// ends in the bits that it ends in alone.
+#[test]
+fn clients_that_train_together_end_as_each_does_alone() {
+    let (config, settings) = (config(), settings(3, &[QProj, VProj, DownProj]));
+    let adapters: Vec<Adapter> = (0..4).map(|seed| adapter(&config, &settings, seed)).collect();
+    let data: Vec<Vec<Sequence>> = [(7, 20), (6, 20), (9, 20), (6, 15)]
+        .into_iter()
+        .zip(20..)
+        .map(|((count, length), seed)| sequences(&config, count, length, seed))
+        .collect();
+    let own = |rate: f32, proximal, batch_size| TrainingConfig {
+        learning_rate: rate,
+        proximal,
+        batch_size,
+        accumulation: 2,
+        weight_decay: 0.1,
+        ..TrainingConfig::default()
+    };
+    let training = [own(1e-3, 0.0, 2), own(1e-2, 0.1, 2), own(3e-3, 0.0, 2), own(1e-3, 0.0, 2)];
+    let scope = |frozen, rank| Scope { frozen, rank };
+    let scopes = [scope(None, 3), scope(None, 1), scope(Some(Factor::A), 3), scope(None, 2)];
+    for (precision, recompute) in
+        [(Precision::F32, false), (Precision::Int8, false), (Precision::F32, true)]
+    {
+        let model = crate::testing::model_with(&config, 1, precision, &crate::device::cpu());
+        let new = |client: usize| {
+            let (start, seed) = ((&settings, &adapters[client]), Seed::from_number(client as u64));
+            Training::new(&model, start, &data[client], &training[client], &seed)
+                .unwrap()
+                .with_plan(StepPlan { recompute, ..plan(2) })
+                .with_scope(&scopes[client])
+        };
+        let mut together: Vec<Training<'_>> = (0..4).map(new).collect();
+        let mut losses = vec![Vec::new(); 4];
+        for _ in 0..5 {
+            let steps = step_together(&mut together.iter_mut().collect::<Vec<_>>());
+            losses.iter_mut().zip(steps).for_each(|(losses, step)| losses.push(step.unwrap()));
+        }
+        for (client, together) in together.into_iter().enumerate() {
+            let mut alone = new(client);
+            let steps: Vec<Step> = (0..5).map(|_| alone.step().unwrap()).collect();
+            assert_eq!(losses[client], steps, "client {client}");
+            assert_eq!(together.finish(), alone.finish(), "client {client}");
+        }
+    }
+}
+
+#[test]
+fn batches_of_one_shape_go_through_the_model_together() {
+    let config = config();
+    let model = plain_model(&config, 1);
+    let client = |count: usize, length: usize, seed| {
+        let sequences = sequences(&config, count, length, seed);
+        let share: Vec<&Sequence> = sequences.iter().collect();
+        batches(&model, &share, &plan(2)).unwrap()
+    };
+    let members = |clients: Vec<Vec<Batch>>, logits| -> Vec<Vec<usize>> {
+        let plan = StepPlan { logits, ..plan(2) };
+        let stacks = stacks(&model, clients.into_iter().enumerate().collect(), &plan);
+        let mut members: Vec<_> = stacks.into_iter().map(|(members, _)| members).collect();
+        members.sort();
+        members
+    };
+    let clients = || vec![client(4, 20, 1), client(3, 20, 2), client(4, 20, 3), client(4, 15, 4)];
+    assert_eq!(members(clients(), 1 << 20), [vec![0, 2], vec![1], vec![3]]);
+    // So few logits at once that the clients' rows would be cut elsewhere than alone.
+    assert_eq!(members(clients(), 1), [vec![0], vec![1], vec![2], vec![3]]);
+    // So few rows that they are dot products alone, and not together.
+    let short = vec![client(1, 3, 1), client(1, 3, 2)];
+    assert_eq!(members(short, 1 << 20), [vec![0], vec![1]]);
+}
+
+#[test]
+fn one_that_diverges_takes_nobody_with_it() {
+    let (config, settings) = (config(), settings(2, &[QProj]));
+    let model = plain_model(&config, 1);
+    let good = adapter(&config, &settings, 2);
+    let huge = Adapter::new(good.layout().clone(), vec![1e30; good.values().len()]).unwrap();
+    let (training, sequences) = (TrainingConfig::default(), sequences(&config, 3, 20, 3));
+    let new = |adapter| {
+        let seed = Seed::from_number(1);
+        Training::new(&model, (&settings, adapter), &sequences, &training, &seed).unwrap()
+    };
+    let [mut bad, mut sound, mut alone] = [new(&huge), new(&good), new(&good)];
+    let steps = step_together(&mut [&mut bad, &mut sound]);
+    assert_eq!(steps, [Err(TrainError::Diverged { step: 1 }), alone.step()]);
+    assert_eq!(sound.finish(), alone.finish());
 }

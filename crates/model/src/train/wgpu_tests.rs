@@ -34,7 +34,7 @@ fn compare([on_cpu, on_gpu]: [&Transformer; 2], settings: &LoraConfig, length: u
     for recompute in [false, true] {
         let plan = StepPlan { recompute, ..StepPlan::fastest(2) };
         let [cpu, gpu] = [on_cpu, on_gpu].map(|model| {
-            let lora = Lora::trainable(layout, values, scale, &model.device());
+            let lora = Lora::trainable(layout, &[values], scale, &model.device());
             gradient(model, &lora, &share, &plan).unwrap()
         });
         assert!((cpu.nll - gpu.nll).abs() < TOLERANCE * cpu.nll.abs(), "{} {}", cpu.nll, gpu.nll);

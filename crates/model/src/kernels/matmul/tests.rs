@@ -68,6 +68,77 @@ proptest! {
         check(multiply, shape, transposed, (scale, add), seed);
         check(multiply_as_f32, shape, transposed, (scale, add), seed);
     }
+
+    #[test]
+    fn rows_have_the_same_bits_beside_others_where_that_is_said(
+        rows in 1usize..100,
+        clients in 2usize..6,
+        sides in [sides(), sides()],
+        eight_bits: bool,
+        seed in 0u64..1 << 40,
+    ) {
+        check_same_bits(rows, clients, sides, eight_bits, seed);
+    }
+}
+
+fn sides() -> impl Strategy<Value = usize> {
+    prop_oneof![1usize..200, prop::sample::select(vec![16usize, 64, 128, 512, 513, 1100])]
+}
+
+/// Both products of a linear map, of one client and of several: whether they are said to be alike.
+fn check_same_bits(
+    rows: usize,
+    clients: usize,
+    [outputs, inputs]: [usize; 2],
+    eight_bits: bool,
+    seed: u64,
+) -> bool {
+    if !same_bits([rows, clients * rows], [outputs, inputs], eight_bits) {
+        return false;
+    }
+    let weights = random(outputs * inputs, 127.0, seed);
+    let values: Vec<i8> = weights.iter().map(|weight| *weight as i8).collect();
+    let scales = random(outputs, 0.1, seed + 1);
+    let weights = match eight_bits {
+        true => Weights::Int8 { values: &values, scales: &scales },
+        false => Weights::F32(&weights),
+    };
+    let both = |x: &[f32], dy: &[f32]| -> [Vec<u32>; 2] {
+        let mut y = vec![0.0; dy.len()];
+        let mut dx = vec![0.0; x.len()];
+        linear(&mut y, x, weights, [outputs, inputs], false);
+        linear_backward(&mut dx, dy, weights, [outputs, inputs], false);
+        [y, dx].map(|values| values.into_iter().map(f32::to_bits).collect())
+    };
+    let (x, dy) = (
+        random(clients * rows * inputs, 1.0, seed + 2),
+        random(clients * rows * outputs, 1.0, seed + 3),
+    );
+    let [y, dx] = both(&x, &dy);
+    for client in 0..clients {
+        let part = |width: usize| client * rows * width..(client + 1) * rows * width;
+        let alone = both(&x[part(inputs)], &dy[part(outputs)]);
+        let what = format!("{client} of {clients}, {rows} rows, {outputs} x {inputs}, seed {seed}");
+        assert!(alone[0] == y[part(outputs)] && alone[1] == dx[part(inputs)], "{what}");
+    }
+    true
+}
+
+/// Models' own maps are among those of which it is said.
+#[test]
+fn rows_of_small_models_have_the_same_bits_beside_others() {
+    for [outputs, inputs] in [[128, 64], [64, 172], [344, 64], [512, 64]] {
+        for (rows, clients) in [(16, 16), (32, 8), (64, 4)] {
+            for eight_bits in [false, true] {
+                assert!(check_same_bits(rows, clients, [outputs, inputs], eight_bits, 1));
+            }
+        }
+    }
+    for (rows, [outputs, inputs]) in
+        [([3, 6], [128, 64]), ([8, 40], [16, 32]), ([20, 100], [20, 600]), ([10, 70], [600, 3])]
+    {
+        assert!(!same_bits(rows, [outputs, inputs], false), "{rows:?}, {outputs} x {inputs}");
+    }
 }
 
 #[test]
