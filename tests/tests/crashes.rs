@@ -8,7 +8,8 @@ use floret_aggregator::combine::Robust;
 use floret_aggregator::config::Aggregation;
 use floret_aggregator::server_optimizer::{Adaptive, ServerOptimizer};
 use floret_core::Digest;
-use floret_device::Store as _;
+use floret_core::plan::TrainingConfig;
+use floret_device::{Own, Store as _};
 use floret_simulation::{Behaviour, Ending};
 use floret_store::{Fault, SimulatedDisk};
 use floret_tests::durable::{Accounts, Durable, buffered, everyone};
@@ -29,14 +30,19 @@ fn with_feedback(config: RunConfig) -> RunConfig {
     RunConfig { compression: "bits1/2".parse().unwrap(), ..config }
 }
 
-/// Rounds that the residual of a device has come through, by its version and by its turn.
-fn residual(durable: &Durable, device: usize) -> Option<(u64, u32)> {
+/// What a device has of its own when all is over.
+fn own(durable: &Durable, device: usize) -> Own {
     let (disk, name) = (durable.device_disks[device].clone(), format!("device-{device}"));
     disk.reboot();
     let mut store = floret_client::DeviceStore::open(disk, name.parse().unwrap()).unwrap();
     let kept = store.load().unwrap();
     assert!(kept.pending.is_none(), "{kept:?}");
-    kept.own.residual.map(|residual| (residual.version.0, residual.turn))
+    kept.own
+}
+
+/// Rounds that the residual of a device has come through, by its version and by its turn.
+fn residual(durable: &Durable, device: usize) -> Option<(u64, u32)> {
+    own(durable, device).residual.map(|residual| (residual.version.0, residual.turn))
 }
 
 fn adapter(ending: &Ending) -> Digest {
@@ -58,9 +64,9 @@ fn enumerate(start: fn() -> Durable, disk_of: fn(&Durable) -> &SimulatedDisk) ->
     let ending = reference.run(Behaviour::default(), 7);
     let want = adapter(&ending);
     check(&reference, &ending, want, "without a fault");
-    // Before the residual is read, which reads the disk too.
+    // Before that is read, which reads the disk too.
     let operations = disk_of(&reference).operations();
-    let left = residual(&reference, 2);
+    let left = own(&reference, 2);
     let mut points = 0;
     for at in 1..=operations {
         for fault in [Fault::Fail, Fault::Tear(at), Fault::Lose] {
@@ -68,7 +74,7 @@ fn enumerate(start: fn() -> Durable, disk_of: fn(&Durable) -> &SimulatedDisk) ->
             disk_of(&durable).fail_at(at, fault);
             let ending = durable.run(Behaviour::default(), 7);
             check(&durable, &ending, want, &format!("{fault:?} at operation {at}"));
-            assert_eq!(residual(&durable, 2), left, "{fault:?} at operation {at}");
+            assert_eq!(own(&durable, 2), left, "{fault:?} at operation {at}");
             points += 1;
         }
     }
@@ -87,6 +93,38 @@ fn a_device_that_crashes_at_any_operation_ends_with_the_same_adapter() {
     let (operations, points) = enumerate(small, |durable| &durable.device_disks[2]);
     println!("device: {operations} operations of its disk, {points} crash points tried");
     assert!(operations > 20);
+}
+
+/// A factor that stays on a device, and what it remembers for control variates, are there after a crash as without.
+#[test]
+fn what_a_device_keeps_survives_a_crash_at_any_operation_of_its_disk() {
+    fn training(training: TrainingConfig) -> Durable {
+        let config = with_feedback(everyone(DEVICES as u32, ROUNDS));
+        Durable::new(RunConfig { training, ..config }, DEVICES)
+    }
+    for start in [
+        (|| {
+            training(TrainingConfig {
+                sequence_length: 64,
+                personal_b: true,
+                ..TrainingConfig::default()
+            })
+        }) as fn() -> Durable,
+        || {
+            training(TrainingConfig {
+                sequence_length: 64,
+                scaffold: true,
+                ..TrainingConfig::default()
+            })
+        },
+    ] {
+        let reference = start();
+        adapter(&reference.run(Behaviour::default(), 7));
+        let Own { residual, personal, control } = own(&reference, 2);
+        assert!(residual.is_some() && personal.is_some() != control.is_some());
+        let (operations, points) = enumerate(start, |durable| &durable.device_disks[2]);
+        println!("kept: {operations} operations of a device's disk, {points} crash points tried");
+    }
 }
 
 /// A rule that reads all updates of the round again from the disk when it closes, and an optimizer with

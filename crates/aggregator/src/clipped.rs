@@ -91,6 +91,12 @@ impl ClippedDelta {
         self.rank
     }
 
+    /// Its L2 norm.
+    #[must_use]
+    pub fn norm(&self) -> f64 {
+        self.values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
+    }
+
     /// The norm that it was clipped to.
     #[must_use]
     pub fn clip_norm(&self) -> f32 {

@@ -142,7 +142,9 @@ impl Combine for Robust {
             Self::Dnc { byzantine } => dnc::weights(&distances(), byzantine as usize),
             Self::Fltrust {} => {
                 let root = of_operator.iter().position(|weight| *weight > 0);
-                root.map_or_else(Vec::new, |root| fltrust::weights(&from_no_change(), root))
+                let lengths: Vec<f64> = deltas.iter().map(ClippedDelta::norm).collect();
+                let weights = |root| fltrust::weights(&from_no_change(), root, &lengths);
+                root.map_or_else(Vec::new, weights)
             }
             Self::CenteredClipping { radius, iterations } => {
                 centered_clipping::weights(&from_no_change(), radius, iterations)

@@ -179,6 +179,14 @@ impl Stage {
         let options = TrainerOptions { threads, sequential, ..TrainerOptions::default() };
         let trainer = LocalTrainer::new(Arc::clone(&base.model), options)?;
         let (hostile, updates) = (people.hostile(experiment), experiment.updates_of_a_round());
+        if let Some(trusted) = &experiment.cohort.trusted {
+            let index = people.index(trusted).filter(|index| people.client(*index) == *trusted);
+            ensure!(index.is_some(), "cohort.trusted is {trusted}, and no client has that name");
+            ensure!(
+                !hostile.contains(trusted),
+                "cohort.trusted is {trusted}, whom run.seed makes hostile: trust another"
+            );
+        }
         let flips = experiment.attack.filter(|attack| attack.kind == AttackKind::LabelFlip {});
         let vocabulary = base.local.config.vocab_size;
         let flips = flips.map(|_| Flips { clients: hostile.clone(), vocabulary });
