@@ -119,7 +119,7 @@ pub struct Device {
     store: Option<DeviceStore>,
     ledger_key: Option<PublicKey>,
     /// What the adapter of the last plan looks like.
-    shape: Option<(RunId, LoraConfig, Arc<Layout>)>,
+    shape: Option<(Option<RunId>, LoraConfig, Arc<Layout>)>,
     /// The adapter that came last.
     held: Option<Adapter>,
     /// An adapter that came in part.
@@ -284,13 +284,16 @@ impl Device {
 
     /// Hands out the run's last adapter. The run is over: a server that is gone is no error.
     async fn fetch_last(&mut self, end: &RunEnd) {
-        let Some((run, lora, layout)) = self.shape.take() else { return };
+        let Some((personal_of, lora, layout)) = self.shape.take() else { return };
         let version = end.version;
         let mut reason = String::new();
         for _ in 0..LAST_FETCH_TRIES {
             match self.download(version, end.adapter_digest, Arc::clone(&layout)).await {
                 Ok(adapter) => {
-                    let adapter = self.session.own().personalised(&run, adapter);
+                    let adapter = match personal_of {
+                        Some(run) => self.session.own().personalised(&run, adapter),
+                        None => adapter,
+                    };
                     return (self.watch)(Event::Adapter { version, lora, adapter });
                 }
                 Err(CallError::Unavailable { message, after }) => {
@@ -396,7 +399,8 @@ impl Device {
         }
         for record in records {
             if let Record::Accepted { plan, layout, .. } = &record {
-                self.shape = Some((plan.run.clone(), plan.lora.clone(), Arc::clone(layout)));
+                let personal_of = plan.training.personal_b.then(|| plan.run.clone());
+                self.shape = Some((personal_of, plan.lora.clone(), Arc::clone(layout)));
             }
             match &record {
                 // Late work may be worth nothing any more.

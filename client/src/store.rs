@@ -189,7 +189,7 @@ impl DeviceStore {
 
     /// The server has answered: the update goes into the history. What follows from it becomes the device's own if it
     /// counts, and is forgotten if not.
-    fn settle(&mut self, outcome: Outcome) -> Result<(), StoreError> {
+    fn settle(&mut self, outcome: Outcome, steps: Option<u32>) -> Result<(), StoreError> {
         let Some(Pending { update, next }) = &self.kept.pending else { return Ok(()) };
         let counts = matches!(outcome, Outcome::Counted { .. });
         let next = if counts { next.clone() } else { Own::default() };
@@ -203,7 +203,7 @@ impl DeviceStore {
             payload: update.payload.digest(),
             bytes: update.payload.bytes().len() as u64,
             examples: update.num_examples,
-            steps: update.num_steps,
+            steps: steps.unwrap_or(update.num_steps),
             outcome,
         };
         let (line, head) = sent.line();
@@ -248,10 +248,13 @@ impl floret_device::Store for DeviceStore {
                 Record::Settled { outcome: Settled::Acknowledged(signed), .. } => {
                     let SignedReceipt { receipt, signature } = signed;
                     let (weight, downloaded) = (receipt.weight, receipt.downloaded_bytes);
-                    self.settle(Outcome::Counted { weight, downloaded, signature: *signature })?;
+                    // What was signed: a server of an earlier build heard of no steps.
+                    let steps = Some(receipt.num_steps);
+                    let counted = Outcome::Counted { weight, downloaded, signature: *signature };
+                    self.settle(counted, steps)?;
                 }
                 Record::Settled { outcome: Settled::Refused(reason), .. } => {
-                    self.settle(Outcome::Refused { reason: reason.clone() })?;
+                    self.settle(Outcome::Refused { reason: reason.clone() }, None)?;
                 }
                 Record::Settled { outcome: Settled::Declined | Settled::Expired, .. }
                 | Record::Waiting(_)

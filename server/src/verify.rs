@@ -7,7 +7,6 @@ use std::sync::Arc;
 use floret_aggregator::ClippedDelta;
 use floret_aggregator::advance::{Before, advance};
 use floret_aggregator::combine::WeightedMean;
-use floret_aggregator::combine::normalized::normalize;
 use floret_aggregator::combine::residual::Residual;
 use floret_aggregator::config::Mode;
 use floret_aggregator::ledger::{
@@ -273,12 +272,8 @@ fn combine_again(
         Some(rule) => rule.combine(layout, before, &deltas, &weights),
         None => match settings.mode {
             Mode::Synchronous => {
-                let mut mean = aggregation.mean(&mean, layout, before);
-                if aggregation.normalize_steps {
-                    let limits = (settings.training.max_steps, aggregation.max_examples);
-                    normalize(&mut mean, limits, round.accepted.iter().map(AcceptedEntry::share));
-                }
-                mean
+                let counted = round.accepted.iter().map(AcceptedEntry::share);
+                aggregation.mean(&mean, (layout, before), &settings.training, counted)
             }
             Mode::Buffered(config) => mean.over(config.divisor(), aggregation.clip_norm),
         },

@@ -99,8 +99,9 @@ fn a_device_that_crashes_at_any_operation_ends_with_the_same_adapter() {
 #[test]
 fn what_a_device_keeps_survives_a_crash_at_any_operation_of_its_disk() {
     fn training(training: TrainingConfig) -> Durable {
-        let config = with_feedback(everyone(DEVICES as u32, ROUNDS));
-        Durable::new(RunConfig { training, ..config }, DEVICES)
+        let compression = "sparse5%".parse().unwrap();
+        let config = everyone(DEVICES as u32, ROUNDS);
+        Durable::new(RunConfig { training, compression, ..config }, DEVICES)
     }
     for start in [
         (|| {

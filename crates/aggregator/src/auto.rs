@@ -42,12 +42,16 @@ pub fn choose(config: &RunConfig, values: usize, population: Option<u64>) -> Cho
     let training = &config.training;
     let summands = u64::from(config.summands());
     let population = population.unwrap_or_else(|| config.cohort.min_population.into());
+    let half = !training.freeze.is_none() || training.personal_b;
     let rare = population == 0 || population > RARE * summands;
     let (up, down, reason) = if values < SMALL {
         let reason = format!("{values} values are so few that one byte for each is little");
         (Compression::Int8, Compression::None, reason)
     } else if training.nested_ranks {
         let reason = "with nested ranks, a device's rank shows in which values it changed";
+        (Compression::Int8, Compression::None, reason.to_owned())
+    } else if config.aggregation.fold_residual > 0 && config.error_feedback == 0.0 {
+        let reason = "with aggregation.fold_residual and without error feedback, nothing smaller is right in expectation";
         (Compression::Int8, Compression::None, reason.to_owned())
     } else if config.aggregation.fold_residual > 0 {
         let reason = "with aggregation.fold_residual, a part of the adapter changes altogether in each round";
@@ -56,12 +60,13 @@ pub fn choose(config: &RunConfig, values: usize, population: Option<u64>) -> Cho
         let reason =
             "with aggregation.refactor, what is left for later would belong to other factors";
         (Compression::Int8, Compression::None, reason.to_owned())
-    } else if config.error_feedback == 0.0 && !training.freeze.is_none() {
-        let reason = "with a frozen factor and without error feedback, nothing smaller is right in \
+    } else if config.error_feedback == 0.0 && half {
+        let reason = "with a factor that is not sent and without error feedback, nothing smaller is right in \
                       expectation";
         (Compression::Int8, sparse(50), reason.to_owned())
-    } else if !training.freeze.is_none() {
-        let reason = "with a frozen factor, only the places that train are worth their bits";
+    } else if half {
+        let reason =
+            "with a factor that is not sent, only the places of the other are worth their bits";
         (sparse(50), sparse(50), reason.to_owned())
     } else if config.error_feedback == 0.0 {
         let reason = "without error feedback, what an update leaves out would be lost, but for an \
@@ -208,6 +213,12 @@ mod tests {
         let aggregation = Aggregation { fold_residual: 1, ..config.aggregation };
         let folded = RunConfig { aggregation, ..config.clone() };
         assert_eq!(chosen(&folded, LARGE, Some(10)), ["sparse5%", "none"]);
+        let lossy = RunConfig { error_feedback: 0.0, ..folded };
+        assert_eq!(chosen(&lossy, LARGE, Some(10)), ["int8", "none"]);
+        let training = TrainingConfig { personal_b: true, ..TrainingConfig::default() };
+        let personal = RunConfig { training, ..config.clone() };
+        assert_eq!(chosen(&personal, LARGE, Some(10)), ["sparse5%", "sparse5%"]);
+        assert_eq!(chosen(&personal, LARGE, None), ["sparse5%", "sparse5%"]);
         let training = TrainingConfig { nested_ranks: true, ..TrainingConfig::default() };
         assert_eq!(chosen(&RunConfig { training, ..config }, LARGE, Some(10)), ["int8", "none"]);
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::combine::fold::Fold;
 use crate::combine::hetlora::Hetlora;
 use crate::combine::least_squares::LeastSquares;
-use crate::combine::normalized;
+use crate::combine::normalized::{self, Share};
 use crate::combine::stacked::Stacked;
 use crate::combine::{Combine, Robust, WeightedMean};
 use crate::mode::FRESH_WEIGHT;
@@ -144,7 +144,7 @@ pub struct Aggregation {
     /// [`crate::combine::least_squares`].
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub least_squares: bool,
-    /// Whether each round measures how far its adapter is from the mean of its clients' products.
+    /// Whether each round measures how far what it combined to is from the mean of its clients' products.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub measure_residual: bool,
     /// Whether each version's factors become those of their product's singular value decomposition, where
@@ -220,11 +220,21 @@ impl Aggregation {
 
     /// What the weighted mean of a synchronous round gives, from an adapter of the values `before`.
     #[must_use]
-    pub fn mean(&self, mean: &WeightedMean, layout: &Layout, before: &[f32]) -> Vec<f32> {
-        match self.mixed_ranks {
+    pub fn mean(
+        &self,
+        mean: &WeightedMean,
+        (layout, before): (&Layout, &[f32]),
+        training: &TrainingConfig,
+        counted: impl Iterator<Item = Share>,
+    ) -> Vec<f32> {
+        let mut mean = match self.mixed_ranks {
             MixedRanks::ZeroPadding => mean.zero_padded(layout, self.clip_norm, before),
             _ => mean.mean(layout, self.clip_norm),
+        };
+        if self.normalize_steps {
+            normalized::normalize(&mut mean, (training.max_steps, self.max_examples), counted);
         }
+        mean
     }
 }
 
@@ -336,12 +346,6 @@ impl RunConfig {
         }
     }
 
-    /// The most steps, and the most examples that count, of an update.
-    #[must_use]
-    pub fn step_limits(&self) -> (u32, u32) {
-        (self.training.max_steps, self.aggregation.max_examples)
-    }
-
     /// Most updates that make a version together.
     #[must_use]
     pub fn summands(&self) -> u32 {
@@ -379,7 +383,7 @@ impl RunConfig {
         let (chosen, max_examples) = (cohort.selected(), self.aggregation.max_examples);
         // A weight that no u32 holds fits no sum.
         let most = match self.aggregation.normalize_steps {
-            true => max_examples.checked_mul(self.training.max_steps),
+            true => normalized::largest_weight(max_examples, self.training.max_steps),
             false => Some(max_examples),
         };
         if !most.is_some_and(|most| WeightedMean::fits(chosen, most)) {

@@ -16,7 +16,7 @@ pub struct Limits {
     pub max_tokens: u64,
     /// Tokens in a micro-batch: what the memory of a training step grows with.
     pub max_batch_tokens: u64,
-    /// LoRA rank; with nested ranks, components that train.
+    /// Rank components that train: with nested ranks no more than these, else all but those that are folded.
     pub max_rank: usize,
     /// Size of the adapter in f32, in bytes: what is downloaded, and the most that is uploaded.
     pub max_adapter_bytes: usize,

@@ -271,7 +271,8 @@ impl Band {
             _ => {}
         }
         let seed = self.seed.derive(Purpose::Attack, plan.round, None);
-        let (plan, rank) = (Plan { seed, ..plan.clone() }, plan.lora.rank);
+        let (plan, rank) =
+            (Plan { seed, ..plan.clone() }, plan.lora.rank.saturating_sub(plan.folded_rank));
         let scope = Scope { rank, ..*scope };
         let common = TrainingTask { plan, scope, correction: None, ..task.clone() };
         let colluders = self.members.iter().take(Hostile::<T>::COLLUDERS);

@@ -55,6 +55,8 @@ struct Absent {
     own: BTreeMap<usize, Own>,
     /// The adapters that those hold which have fetched one.
     held: BTreeMap<usize, Digest>,
+    /// Whom the coordinator trusts, if it trusts one of them.
+    trusted: Option<usize>,
 }
 
 impl Crowd {
@@ -76,12 +78,16 @@ impl Crowd {
     /// Devices that come and go.
     pub(crate) fn of_population(
         population: Box<dyn Population>,
+        trusted: Option<&ClientId>,
         behaviour: Behaviour,
         seed: &Seed,
     ) -> Self {
+        let is_trusted =
+            |of: &ClientId| (0..population.size()).find(|i| population.client(*i) == *of);
+        let trusted = trusted.and_then(is_trusted);
         let arrivals = seed.derive(Purpose::Arrival, Round(0), None).stream();
         let (charges, own, held) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let absent = Some(Absent { population, arrivals, charges, own, held });
+        let absent = Some(Absent { population, arrivals, charges, own, held, trusted });
         Self { behaviour, seed: seed.clone(), there: BTreeMap::new(), at_work: 0, absent }
     }
 
@@ -120,9 +126,19 @@ impl Crowd {
         self.there.len() - self.at_work < wanted && self.there.len() < size
     }
 
+    /// Lets the trusted one come, if it may and is not there.
+    pub(crate) fn wake_trusted(&mut self, now: Time, round: Round) -> Option<usize> {
+        let index = self.absent.as_ref()?.trusted.filter(|index| self.may_come(*index, now))?;
+        self.let_come(index, round)
+    }
+
     /// Lets one come, if one is found that may.
     pub(crate) fn wake(&mut self, now: Time, round: Round) -> Option<usize> {
         let index = self.draw(now)?;
+        self.let_come(index, round)
+    }
+
+    fn let_come(&mut self, index: usize, round: Round) -> Option<usize> {
         let absent = self.absent.as_ref()?;
         let (session, nature) = (absent.population.session(index), self.nature(absent, index));
         let own = absent.own.get(&index).cloned().unwrap_or_default();

@@ -135,7 +135,9 @@ impl<T: Trainer> World<T> {
         seed: &Seed,
     ) -> Self {
         let server = Server::in_memory(coordinator);
-        let crowd = Crowd::of_population(Box::new(population), behaviour, seed);
+        let trusted = server.coordinator.config().cohort.trusted.clone();
+        let population = Box::new(population);
+        let crowd = Crowd::of_population(population, trusted.as_ref(), behaviour, seed);
         Self::begin(server, crowd, trainer, seed)
     }
 }
@@ -268,8 +270,15 @@ impl<T: Trainer, S: Store> World<T, S> {
     /// Lets as many devices come as the coordinator has use for.
     fn look(&mut self) {
         let wanted = self.server.coordinator.wanted();
+        let (now, round) = (self.now, self.server.coordinator.state().round);
+        if self.server.coordinator.misses(now).is_some()
+            && let Some(index) = self.crowd.wake_trusted(now, round)
+        {
+            let latency = self.crowd.device(index).draws.latency();
+            self.agenda.push(Reverse((now.after(latency), Event::Act(index))));
+        }
         while !self.looking && self.crowd.lacks(wanted) {
-            let next = match self.crowd.wake(self.now, self.server.coordinator.state().round) {
+            let next = match self.crowd.wake(now, round) {
                 Some(index) => {
                     let latency = self.crowd.device(index).draws.latency();
                     (self.now.after(latency), Event::Act(index))

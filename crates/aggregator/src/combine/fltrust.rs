@@ -1,6 +1,6 @@
 //! FLTrust (Cao et al. 2021, arXiv 2012.13995, algorithm 2): each update counts as far as it points where a trusted one
 //! does, and is brought to the length of that one. Here the trusted update is that of a client that the operator runs on
-//! data of its own.
+//! data of its own, and is one of those that are summed.
 //!
 //! Lengths are those of products, and an update of a tiny product may have long factors: it is brought no further than to
 //! where its factors are as long as the trusted ones.

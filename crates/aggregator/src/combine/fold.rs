@@ -30,6 +30,7 @@ impl Combine for Fold {
         let mean = mean(layout, deltas, weights);
         let mut combined: Vec<f32> = mean.iter().map(|value| *value as f32).collect();
         let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+        let mut after = vec![0.0; layout.len()];
         for pair @ [a, b] in layout.pairs().filter(|_| !deltas.is_empty()) {
             let rank = a.rank();
             let trained = rank.saturating_sub(self.components);
@@ -46,7 +47,6 @@ impl Combine for Fold {
                     folded.push(weighed, row(a, component, off));
                 }
             }
-            let mut after = vec![0.0; layout.len()];
             folded.strongest(self.components).write(pair, trained, &mut after);
             for tensor in pair {
                 let of_held: Vec<bool> = (0..rank).map(|component| component >= trained).collect();

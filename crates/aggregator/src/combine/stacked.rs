@@ -17,8 +17,8 @@ use crate::low_rank::{LowRank, column, row};
 pub struct Stacked;
 
 impl Combine for Stacked {
-    /// Leads from `before` to the factors of the mean product, cut to the layout's rank. A component that nobody
-    /// trained is as it was, and one that nothing is left for keeps its row of A, so that it can train.
+    /// Leads from `before` to the factors of the mean product, cut to the layout's rank. What nobody trained
+    /// takes part as it was. Components beyond those of the decomposition keep their row of A, so that they can train.
     fn combine(
         &self,
         layout: &Layout,
@@ -112,7 +112,7 @@ mod tests {
     }
 
     proptest! {
-        /// Updates of which only the first component moves leave a mean of rank 1 or less: nothing is lost.
+        /// The mean of equal products has their rank: nothing is lost.
         #[test]
         fn what_fits_the_rank_is_exact(seed in 0u64..200) {
             let layout = pair_layout();

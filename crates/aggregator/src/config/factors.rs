@@ -58,6 +58,10 @@ impl RunConfig {
         if aggregation.mixed_ranks != MixedRanks::Stacked {
             return Ok(());
         }
+        if aggregation.server_optimizer.learning_rate != 1.0 {
+            let accepted = "another with a server optimizer whose learning_rate is not 1: factors of two versions do not mix";
+            return setting("aggregation.mixed_ranks", name, accepted);
+        }
         match self.why_factors_cannot_change() {
             None if self.training.freeze.is_none() => Ok(()),
             None => setting("aggregation.mixed_ranks", name, "another with training.freeze"),

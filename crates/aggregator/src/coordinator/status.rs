@@ -1,6 +1,6 @@
 //! Where a run stands, for people and metrics.
 
-use floret_core::{Digest, Time};
+use floret_core::{ClientId, Digest, Time};
 use serde::Serialize;
 
 use super::Coordinator;
@@ -111,19 +111,20 @@ impl Coordinator {
     #[must_use]
     pub fn wanted(&self) -> usize {
         match (&self.phase, self.config.mode) {
-            (Phase::Selecting(selecting), Mode::Synchronous) => {
-                let cohort = &self.config.cohort;
-                match cohort.trusted.as_ref().is_none_or(|trusted| selecting.knows(trusted)) {
-                    true => cohort.awaited() as usize,
-                    // Whoever comes may be the trusted one.
-                    false => usize::MAX,
-                }
-            }
+            (Phase::Selecting(_), Mode::Synchronous) => self.config.cohort.awaited() as usize,
             (Phase::Buffering(buffering), Mode::Buffered(limits)) => {
                 (limits.concurrency as usize).saturating_sub(buffering.tally().awaited)
             }
             _ => 0,
         }
+    }
+
+    /// The trusted client, if a cohort waits for it.
+    #[must_use]
+    pub fn misses(&self, now: Time) -> Option<&ClientId> {
+        let Phase::Selecting(selecting) = &self.phase else { return None };
+        let trusted = self.config.cohort.trusted.as_ref()?;
+        (!selecting.is_connected(&self.config, trusted, now)).then_some(trusted)
     }
 
     fn concerns(&self, now: Time) -> Vec<Concern> {
@@ -139,6 +140,17 @@ impl Coordinator {
                     waited.as_secs_f64()
                 );
                 found.push(Concern { kind: "devices-awaited", about: None, message });
+            }
+            if waited > self.config.timing.report_deadline
+                && let Some(trusted) = self.misses(now)
+            {
+                let message = format!(
+                    "for {:.0} s the trusted device {trusted}, without which no round opens, is not \
+                     connected",
+                    waited.as_secs_f64()
+                );
+                let about = Some(trusted.clone());
+                found.push(Concern { kind: "trusted-awaited", about, message });
             }
         }
         found

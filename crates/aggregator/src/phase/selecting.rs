@@ -34,9 +34,10 @@ impl Selecting {
         }
     }
 
-    /// Whether `client` has checked in.
-    pub(crate) fn knows(&self, client: &ClientId) -> bool {
-        self.present.contains_key(client)
+    /// Whether `client` is connected.
+    pub(crate) fn is_connected(&self, config: &RunConfig, client: &ClientId, now: Time) -> bool {
+        let presence = config.timing.presence();
+        self.present.get(client).is_some_and(|seen| seen.after(presence) >= now)
     }
 
     /// How many clients are connected.

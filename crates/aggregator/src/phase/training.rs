@@ -9,7 +9,7 @@ use super::admission::{Standing, Terms, answer, decide, repeat};
 use super::{Closing, OpenRound, Tally, Verdict};
 use crate::clipped::Admitted;
 use crate::combine::WeightedMean;
-use crate::combine::normalized::{Share, normalize};
+use crate::combine::normalized::Share;
 use crate::config::RunConfig;
 use crate::message::{Counted, Record, Rejection, Reply, Report, RoundSummary, Step};
 
@@ -189,12 +189,8 @@ impl OpenRound for Training {
     }
 
     fn mean(&self, config: &RunConfig, layout: &Layout, before: &[f32]) -> Vec<f32> {
-        let mut mean = config.aggregation.mean(&self.mean, layout, before);
-        if config.aggregation.normalize_steps {
-            let counted = self.counted().into_iter().map(|(_, receipt)| Share::of(receipt));
-            normalize(&mut mean, config.step_limits(), counted);
-        }
-        mean
+        let counted = self.counted().into_iter().map(|(_, receipt)| Share::of(receipt));
+        config.aggregation.mean(&self.mean, (layout, before), &config.training, counted)
     }
 
     fn counted(&self) -> Vec<(&ClientId, &Receipt)> {

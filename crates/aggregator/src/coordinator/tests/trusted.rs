@@ -27,7 +27,7 @@ fn it_is_awaited_and_in_every_cohort_and_the_others_take_turns() {
         run.check_in("a").unwrap();
         run.check_in("b").unwrap();
         assert!(run.records.len() < 200 && matches!(run.status().phase, "selecting"));
-        assert_eq!(run.coordinator.wanted(), usize::MAX);
+        assert_eq!(run.coordinator.misses(run.now).map(ToString::to_string).as_deref(), Some("c"));
         run.check_in("c").unwrap();
         let cohort = cohort(&run);
         assert!(cohort.contains(&"c".to_owned()), "{cohort:?}");
@@ -78,4 +78,22 @@ fn it_is_named_for_its_rule_alone() {
     assert!(refused(|config| config.aggregation.measure_residual = true).contains("residual"));
     let buffered = refused(|config| config.mode = Mode::Buffered(BufferedConfig::default()));
     assert!(buffered.contains("run.mode"), "{buffered}");
+}
+
+/// It was there and went: it is missed, and after a while people hear of it.
+#[test]
+fn it_is_missed_when_it_is_not_connected() {
+    let mut run = run();
+    run.check_in("c").unwrap();
+    assert_eq!(run.coordinator.misses(run.now), None);
+    run.now = Time(run.now.0 + 100_000);
+    run.check_in("a").unwrap();
+    run.check_in("b").unwrap();
+    assert_eq!(run.status().phase, "selecting");
+    assert!(run.coordinator.misses(run.now).is_some());
+    let concerns = run.status().concerns;
+    assert!(concerns.iter().any(|of| of.kind == "trusted-awaited" && of.message.contains(" c,")));
+    run.check_in("c").unwrap();
+    assert_eq!(cohort(&run).last().map(String::as_str), Some("c"));
+    assert!(run.coordinator.misses(run.now).is_none());
 }
