@@ -126,7 +126,13 @@ impl Crowd {
         self.there.len() - self.at_work < wanted && self.there.len() < size
     }
 
-    /// Lets the trusted one come, if it may and is not there.
+    /// Whether the trusted one is of the population, and not there.
+    pub(crate) fn lacks_trusted(&self) -> bool {
+        let trusted = self.absent.as_ref().and_then(|absent| absent.trusted);
+        trusted.is_some_and(|index| !self.there.contains_key(&index))
+    }
+
+    /// Lets the trusted one come, if it may.
     pub(crate) fn wake_trusted(&mut self, now: Time, round: Round) -> Option<usize> {
         let index = self.absent.as_ref()?.trusted.filter(|index| self.may_come(*index, now))?;
         self.let_come(index, round)

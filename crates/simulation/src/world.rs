@@ -135,9 +135,8 @@ impl<T: Trainer> World<T> {
         seed: &Seed,
     ) -> Self {
         let server = Server::in_memory(coordinator);
-        let trusted = server.coordinator.config().cohort.trusted.clone();
-        let population = Box::new(population);
-        let crowd = Crowd::of_population(population, trusted.as_ref(), behaviour, seed);
+        let trusted = server.coordinator.config().cohort.trusted.as_ref();
+        let crowd = Crowd::of_population(Box::new(population), trusted, behaviour, seed);
         Self::begin(server, crowd, trainer, seed)
     }
 }
@@ -269,23 +268,23 @@ impl<T: Trainer, S: Store> World<T, S> {
 
     /// Lets as many devices come as the coordinator has use for.
     fn look(&mut self) {
-        let wanted = self.server.coordinator.wanted();
-        let (now, round) = (self.now, self.server.coordinator.state().round);
-        if self.server.coordinator.misses(now).is_some()
-            && let Some(index) = self.crowd.wake_trusted(now, round)
-        {
-            let latency = self.crowd.device(index).draws.latency();
-            self.agenda.push(Reverse((now.after(latency), Event::Act(index))));
-        }
-        while !self.looking && self.crowd.lacks(wanted) {
-            let next = match self.crowd.wake(now, round) {
+        let coordinator = &self.server.coordinator;
+        let (wanted, now, round) = (coordinator.wanted(), self.now, coordinator.state().round);
+        // Nobody else is of use before the trusted one is there.
+        let mut misses = coordinator.misses(now).is_some() && self.crowd.lacks_trusted();
+        while !self.looking && (misses || self.crowd.lacks(wanted)) {
+            let woken = match std::mem::take(&mut misses) {
+                true => self.crowd.wake_trusted(now, round),
+                false => self.crowd.wake(now, round),
+            };
+            let next = match woken {
                 Some(index) => {
                     let latency = self.crowd.device(index).draws.latency();
-                    (self.now.after(latency), Event::Act(index))
+                    (now.after(latency), Event::Act(index))
                 }
                 None => {
                     self.looking = true;
-                    (self.now.after(LOOK_AGAIN), Event::Look)
+                    (now.after(LOOK_AGAIN), Event::Look)
                 }
             };
             self.agenda.push(Reverse(next));

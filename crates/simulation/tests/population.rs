@@ -10,7 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use floret_aggregator::config::{BufferedConfig, CohortConfig, Mode, Timing};
+use floret_aggregator::combine::Robust;
+use floret_aggregator::config::{Aggregation, BufferedConfig, CohortConfig, Mode, Timing};
 use floret_aggregator::{Coordinator, RoundSummary, RunConfig, RunState};
 use floret_core::{ClientId, Layout, Seed};
 use floret_device::{Limits, Session};
@@ -110,6 +111,28 @@ fn a_population_that_is_wanted_as_a_whole_is_there_as_a_whole() {
         let residents = World::new(coordinator(config()), sessions, ToyTrainer, behaviour, &other);
         let want = residents.run(DAYS).unwrap().coordinator.state().adapter.digest();
         assert_eq!(world.coordinator().state().adapter.digest(), want, "seed {seed}");
+    }
+}
+
+/// The trusted client comes in each round, of any number of devices, also where it is not always there.
+#[test]
+fn the_trusted_client_comes_and_the_population_does_not() {
+    let trusted = name(777);
+    let config = || {
+        let config = config(4, 4, 8);
+        let cohort = CohortConfig { trusted: Some(trusted.clone()), ..config.cohort };
+        let combine = Some(Robust::Fltrust {});
+        let aggregation = Aggregation { combine, ..config.aggregation };
+        RunConfig { cohort, aggregation, ..config }
+    };
+    // A training of ten steps takes most of a charge, so that it is away for hours.
+    let battery = Battery { minutes: Distribution::Constant(0.2), charge_h: 2.0, least: 0.9 };
+    for battery in [None, Some(battery)] {
+        let behaviour = Behaviour { battery, ..Behaviour::default() };
+        let (_, rounds, asked) = simulate(config(), 2_000, behaviour, 1);
+        assert!(rounds.iter().all(|round| round.selected.contains(&trusted)));
+        // All names are read once, to find it.
+        assert!(asked < 4_000, "{asked}");
     }
 }
 
