@@ -22,9 +22,9 @@ pub struct Pending {
     pub next: Own,
 }
 
-/// Encodes what training changed, but for a factor that stays here: delta = after - before, and with error feedback what `residual` has. If the plan asks for
-/// it, factors are turned towards those before first.
-/// Rounding, rotation and the first segment are drawn from the plan's seed.
+/// Encodes what training changed: delta = after - before, and with error feedback what `residual` has. If the plan
+/// asks for it, factors are turned towards those before first, and a factor that stays here has no delta. Rounding,
+/// rotation and the first segment are drawn from the plan's seed.
 ///
 /// # Errors
 /// An outcome of the wrong length, without examples, with values that are not finite, or with changes
