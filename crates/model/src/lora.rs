@@ -14,7 +14,7 @@ use crate::ops::Factors;
 use crate::train::Summed;
 
 /// An adapter on a device: A \[rank, in\] and B \[out, rank\] as in PEFT; in training those of one client
-/// or of several, one below another (see [`Factors`]).
+/// or of several, one below another (see `ops::Factors`).
 #[derive(Debug, Clone)]
 pub struct Lora {
     layout: Arc<Layout>,
