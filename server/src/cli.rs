@@ -200,5 +200,11 @@ fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let exported = floret_server::export(&home, &config, &args.out, version, args.force)?;
     let (version, digest, out) = (exported.version, exported.digest.short(), args.out.display());
     say(format_args!("version {version} ({digest}) is in {out}"))?;
+    if config.training.personal_b {
+        say(format_args!(
+            "B stays with each device (training.personal_b): it is zero here, and this adapter changes nothing; \
+             each device has its own"
+        ))?;
+    }
     Ok(ExitCode::SUCCESS)
 }

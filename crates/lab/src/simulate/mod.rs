@@ -82,10 +82,11 @@ pub struct Computing {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let experiment = Experiment::read(&args.experiment)?;
     let seed = args.seed.unwrap_or(experiment.run.seed);
-    let summary = simulate(&experiment.with_seed(seed), &args.out, args.computing)?;
+    let experiment = experiment.with_seed(seed);
+    let summary = simulate(&experiment, &args.out, args.computing)?;
     match args.json {
         true => say(&serde_json::to_string(&summary)?),
-        false => say(&describe(&summary, &args.out)),
+        false => say(&describe(&summary, experiment.training.personal_b, &args.out)),
     }
     ensure!(summary.completed, "the run was given up: {}", summary.message);
     Ok(())
@@ -265,7 +266,7 @@ fn read_trace(path: &Path) -> Result<Vec<Nature>> {
     Ok(natures)
 }
 
-fn describe(summary: &Summary, out: &Path) -> String {
+fn describe(summary: &Summary, personal_b: bool, out: &Path) -> String {
     let mut lines: Vec<String> = summary.auto.iter().map(Choice::to_string).collect();
     lines.push(format!(
         "{} rounds in {:.0} s of virtual time, {} updates of {} clients out of {}, {} drop-outs",
@@ -276,6 +277,12 @@ fn describe(summary: &Summary, out: &Path) -> String {
         summary.clients,
         summary.drop_outs,
     ));
+    if personal_b {
+        lines.push(
+            "each client is evaluated with its own B; in the adapter that is written, B is zero"
+                .to_owned(),
+        );
+    }
     if summary.hostile > 0 {
         lines.push(format!("{} of the clients are hostile", summary.hostile));
     }
