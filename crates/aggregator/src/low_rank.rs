@@ -88,3 +88,36 @@ fn product(x: &DMatrix<f64>, y: &DMatrix<f64>) -> DMatrix<f64> {
         (0..x.ncols()).map(|inner| x[(row, inner)] * y[(inner, column)]).sum()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::combine::tests::{assert_near, values};
+
+    /// Block `lora_aggregation` of ../shared/vectors: three clients of weights 1/8, 3/8 and 1/2 stacked are `ideal`, and
+    /// their singular values `ideal_singular_values`.
+    #[test]
+    fn stacks_have_the_product_and_the_singular_values_of_the_vectors() {
+        let ideal =
+            [[-0.5, 0.75, 0.5, 0.125], [1.5, 0.25, 2.0, 0.875], [0.375, 0.625, 1.625, 2.125]];
+        let mut stacks = LowRank::default();
+        for ((a, b), share) in values::CLIENTS.iter().zip([0.125, 0.375, 0.5]) {
+            for component in 0..2 {
+                let column = b.iter().map(|row| share * f64::from(row[component])).collect();
+                stacks.push(column, a[component].map(f64::from).to_vec());
+            }
+        }
+        let Components { columns, rows } = stacks.strongest(3);
+        let entry = |place: usize| {
+            let pairs = columns.iter().zip(&rows);
+            pairs.map(|(column, row)| column[place / 4] * row[place % 4]).sum::<f64>()
+        };
+        assert_near(&(0..12).map(entry).collect::<Vec<_>>(), ideal.as_flattened(), 1e-12);
+        let norm = |column: &Vec<f64>| column.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let want = [3.656530561118237, 1.3622229970362425, 0.7860551901450347];
+        assert_near(&columns.iter().map(norm).collect::<Vec<_>>(), &want, 1e-12);
+        // There are no more than the smaller side of the matrix.
+        assert_eq!(stacks.strongest(9).rows.len(), 3);
+        assert!(LowRank::default().strongest(2).rows.is_empty());
+    }
+}
