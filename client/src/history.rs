@@ -38,7 +38,7 @@ pub struct Sent {
     /// Training examples that the update says are behind it.
     pub examples: u32,
     /// Optimizer steps that the update says are behind it; 0 in entries of earlier builds.
-    #[serde(default, skip_serializing_if = "is_unsaid")]
+    #[serde(default, skip_serializing_if = "json::is_default")]
     pub steps: u32,
     /// What came of it.
     pub outcome: Outcome,
@@ -62,10 +62,6 @@ pub enum Outcome {
         /// The server's reason.
         reason: String,
     },
-}
-
-fn is_unsaid(steps: &u32) -> bool {
-    *steps == 0
 }
 
 impl Sent {

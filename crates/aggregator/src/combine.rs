@@ -150,7 +150,7 @@ impl Combine for Robust {
                 centered_clipping::weights(&from_no_change(), radius, iterations)
             }
         };
-        weighted(deltas, &weights)
+        sum(layout, deltas, &weights).into_iter().map(|value| value as f32).collect()
     }
 }
 
@@ -170,28 +170,32 @@ fn shares(rank: usize, deltas: &[ClippedDelta], weights: &[u32]) -> Vec<Vec<f64>
     deltas.iter().zip(weights).map(of_client).collect()
 }
 
-/// The weighted mean, in f64 and in order; zeros of nothing.
-fn mean(layout: &Layout, deltas: &[ClippedDelta], weights: &[u32]) -> Vec<f64> {
+/// The share of each client in the sum of weights.
+fn plain_shares(weights: &[u32]) -> Vec<f64> {
     let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
-    let mut mean = vec![0.0; layout.len()];
-    for (delta, weight) in deltas.iter().zip(weights) {
-        let share = f64::from(*weight) / total;
-        for (mean, value) in mean.iter_mut().zip(delta.values()) {
-            *mean += share * f64::from(*value);
-        }
-    }
-    mean
+    weights.iter().map(|weight| f64::from(*weight) / total).collect()
 }
 
-/// Σ w_k Δ_k.
-fn weighted(deltas: &[ClippedDelta], weights: &[f64]) -> Vec<f32> {
-    let mut sum = vec![0.0f64; deltas.first().map_or(0, |delta| delta.values().len())];
-    for (delta, weight) in deltas.iter().zip(weights).filter(|(_, weight)| **weight != 0.0) {
+/// Σ s_k Δ_k, in f64 and in order; zeros of nothing.
+fn sum(layout: &Layout, deltas: &[ClippedDelta], shares: &[f64]) -> Vec<f64> {
+    let mut sum = vec![0.0; layout.len()];
+    for (delta, share) in deltas.iter().zip(shares).filter(|(_, share)| **share != 0.0) {
         for (sum, value) in sum.iter_mut().zip(delta.values()) {
-            *sum += weight * f64::from(*value);
+            *sum += share * f64::from(*value);
         }
     }
-    sum.into_iter().map(|value| value as f32).collect()
+    sum
+}
+
+/// The same weight for the `keep` points with the lowest scores, the first of equal ones; 0 for the others. One is
+/// always kept.
+fn lowest(scores: &[f64], keep: usize) -> Vec<f64> {
+    let mut ranked: Vec<usize> = (0..scores.len()).collect();
+    ranked.sort_by(|x, y| scores[*x].total_cmp(&scores[*y]));
+    ranked.truncate(keep.max(1));
+    let mut weights = vec![0.0; scores.len()];
+    ranked.iter().for_each(|point| weights[*point] = 1.0 / ranked.len() as f64);
+    weights
 }
 
 /// What `rule` makes of each coordinate's values, which it may put in another order.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use floret_core::base::BaseDigests;
+use floret_core::json::is_default;
 use floret_core::lora::InvalidLora;
 use floret_core::payload::Compression;
 use floret_core::plan::{InvalidTraining, TrainingConfig};
@@ -134,11 +135,11 @@ pub struct Aggregation {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub normalize_steps: bool,
     /// With `training.nested_ranks`, how clients of mixed ranks make one adapter.
-    #[serde(skip_serializing_if = "MixedRanks::is_nested")]
+    #[serde(skip_serializing_if = "is_default")]
     pub mixed_ranks: MixedRanks,
     /// Rank components, the last, that nobody trains: they hold what the mean of factors leaves out of the mean of
     /// products. 0 for none. See [`crate::combine::fold`].
-    #[serde(skip_serializing_if = "is_none")]
+    #[serde(skip_serializing_if = "is_default")]
     pub fold_residual: usize,
     /// Whether B makes up for what the mean of factors leaves out, as far as it can: see
     /// [`crate::combine::least_squares`].
@@ -180,10 +181,6 @@ impl Default for Aggregation {
             download_compression: Compression::None,
         }
     }
-}
-
-fn is_none(count: &usize) -> bool {
-    *count == 0
 }
 
 impl Aggregation {

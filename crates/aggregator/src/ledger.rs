@@ -162,7 +162,7 @@ pub struct AcceptedEntry {
     /// Training examples that the device said are behind it.
     pub examples: u32,
     /// Optimizer steps behind it, as the device said; 0 in entries of earlier builds.
-    #[serde(default, skip_serializing_if = "is_unsaid")]
+    #[serde(default, skip_serializing_if = "json::is_default")]
     pub steps: u32,
     /// The weight that it got.
     pub weight: u32,
@@ -177,10 +177,6 @@ impl AcceptedEntry {
     pub fn share(&self) -> Share {
         Share { examples: self.examples, steps: self.steps, weight: self.weight }
     }
-}
-
-fn is_unsaid(steps: &u32) -> bool {
-    *steps == 0
 }
 
 /// A client that gave nothing that counts.

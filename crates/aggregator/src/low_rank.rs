@@ -83,7 +83,7 @@ impl Components {
 }
 
 /// x y, its sums in order: a library's product may take another order on another processor.
-fn product(x: &DMatrix<f64>, y: &DMatrix<f64>) -> DMatrix<f64> {
+pub(crate) fn product(x: &DMatrix<f64>, y: &DMatrix<f64>) -> DMatrix<f64> {
     DMatrix::from_fn(x.nrows(), y.ncols(), |row, column| {
         (0..x.ncols()).map(|inner| x[(row, inner)] * y[(inner, column)]).sum()
     })

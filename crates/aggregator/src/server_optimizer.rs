@@ -81,6 +81,18 @@ impl Moments {
 }
 
 impl ServerOptimizer {
+    /// Whether a step depends on those before it.
+    #[must_use]
+    pub fn remembers(&self) -> bool {
+        self.momentum > 0.0 || self.adaptive.is_some()
+    }
+
+    /// Whether a step is the combined delta: FedAvg.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.learning_rate == 1.0 && !self.remembers()
+    }
+
     /// The values and moments after one step from `values` by `delta`; places of `held` stay as they
     /// are, with their moments. Moments that another kind of optimizer left mean something else: then it
     /// begins anew.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::BaseDigests;
 use crate::id::{Digest, Round, RunId, Version};
+use crate::json::is_default;
 use crate::layout::Factor;
 use crate::lora::LoraConfig;
 use crate::payload::{Compression, Shared};
@@ -69,7 +70,7 @@ pub struct TrainingConfig {
     /// Optimizer steps: a device with little data goes over it again, in a new order each time.
     pub max_steps: u32,
     /// Passes over its own sequences after which a device stops, though it has steps left; 0 for no bound.
-    #[serde(skip_serializing_if = "is_nothing")]
+    #[serde(skip_serializing_if = "is_default")]
     pub max_epochs: u32,
     /// Sequences per micro-batch.
     pub batch_size: u32,
@@ -81,7 +82,7 @@ pub struct TrainingConfig {
     pub learning_rate: f32,
     /// Learning rate of the run's last round, to which it falls in equal steps from version to version; 0 for one
     /// that stays. A plan has its own round's rate, and 0 here.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub final_learning_rate: f32,
     /// Decay of the first moment.
     pub beta1: f32,
@@ -106,7 +107,7 @@ pub struct TrainingConfig {
     pub nested_ranks: bool,
     /// μ of FedProx (Li et al. 2020, arXiv 1812.06127, equation 2): training also minimises
     /// μ / 2 ‖w - w₀‖², for the values w₀ that it starts from. 0 for none.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub proximal: f32,
     /// Whether control variates keep clients from drifting to their own optima: SCAFFOLD (Karimireddy et al. 2020, arXiv
     /// 1910.06378, algorithm 1, option II), in units of a round's change. For small populations, most of which take part
@@ -115,16 +116,8 @@ pub struct TrainingConfig {
     pub scaffold: bool,
     /// λ of FedRot-LoRA (2026, arXiv 2602.23638): how far a device turns its factors back towards those that it began
     /// with before it sends anything, 0 for not at all to 1 for as far as a rotation can.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub alignment: f32,
-}
-
-fn is_nothing(count: &u32) -> bool {
-    *count == 0
-}
-
-fn is_zero(value: &f32) -> bool {
-    *value == 0.0
 }
 
 impl Default for TrainingConfig {

@@ -58,10 +58,13 @@ impl Control {
         let fits = self.run == plan.run
             && self.layout == plan.layout_digest
             && [self.start.len(), self.change.len()] == [len, len];
+        if !fits {
+            return None;
+        }
         let share = 1.0 / versions as f32;
         let now = adapter.values().iter().zip(&self.start);
         let correction = now.zip(&self.change).map(|((x, x0), own)| (x - x0) * share - own);
-        let correction: Vec<f32> = correction.take(if fits { len } else { 0 }).collect();
-        (fits && correction.iter().all(|value| value.is_finite())).then_some(correction)
+        let correction: Vec<f32> = correction.collect();
+        correction.iter().all(|value| value.is_finite()).then_some(correction)
     }
 }

@@ -59,14 +59,15 @@ pub fn encode_update(
         return Err(TrainError::Unsupported(problem));
     }
     let sent = Scope { frozen: plan.training.unsent(plan.version), ..task.scope };
+    let held = sent.outside(layout);
     let personal = plan.training.personal_b.then(|| Arc::new(Personal::of(plan, layout, &after)));
-    if delta.iter().all(|value| value.is_finite()) {
-        sent.outside(layout).into_iter().for_each(|places| delta[places].fill(0.0));
+    // Training that diverged must still be seen.
+    if personal.is_some() && delta.iter().all(|value| value.is_finite()) {
+        held.iter().for_each(|places| delta[places.clone()].fill(0.0));
     }
     let mut rng = plan.seed.derive(Purpose::Rounding, plan.round, Some(&task.client)).stream();
     let encoder = Encoder::new(plan.compression, layout).leading_to(&after).shared(plan.shared());
     let encoded = if plan.error_feedback > 0.0 {
-        let held = sent.outside(layout);
         Residual::encode(encoder, residual, plan, layout, &held, delta, &mut rng)
             .map(|(payload, residual)| (payload, Some(Arc::new(residual))))
     } else {

@@ -292,12 +292,7 @@ impl Trainer for LocalTrainer {
 
     fn steps(&self, task: &TrainingTask) -> u32 {
         let config = &task.plan.training;
-        match self.clients.get(&task.client) {
-            Some(data) if config.max_epochs > 0 => {
-                config.steps(data.train(config.sequence_length as usize).len())
-            }
-            Some(_) | None => config.max_steps,
-        }
+        self.clients.get(&task.client).map_or(config.max_steps, |data| data.steps(config))
     }
 
     /// As many as can be done at once, so that no more is at work, and lost with the process.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use floret_core::ModelConfig;
+use floret_core::plan::TrainingConfig;
 
 use crate::tokenizer::{NotTokenizable, Tokenizer};
 use crate::tokens::Sequence;
@@ -91,6 +92,15 @@ impl LocalData {
                 sequences.into_iter().map(flip).collect()
             }
             None => sequences,
+        }
+    }
+
+    /// Optimizer steps of training on it by `config`. Nothing is packed where its size does not matter.
+    #[must_use]
+    pub fn steps(&self, config: &TrainingConfig) -> u32 {
+        match config.max_epochs {
+            0 => config.max_steps,
+            _ => config.steps(self.train(config.sequence_length as usize).len()),
         }
     }
 

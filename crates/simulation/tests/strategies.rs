@@ -32,7 +32,12 @@ fn everyone() -> RunConfig {
 }
 
 /// A world of devices whose ranks are those of `max_ranks`, in turn.
-fn world(config: RunConfig, max_ranks: &[usize], seed: u64) -> World<ToyTrainer> {
+fn world<T: Trainer>(
+    config: RunConfig,
+    (trainer, behaviour): (T, Behaviour),
+    max_ranks: &[usize],
+    seed: u64,
+) -> World<T> {
     let layout = Arc::new(Layout::new(&model().config, &config.lora).unwrap());
     let state = RunState::first(&config, Arc::clone(&layout));
     let coordinator = Coordinator::new(config, layout, state).unwrap();
@@ -42,12 +47,21 @@ fn world(config: RunConfig, max_ranks: &[usize], seed: u64) -> World<ToyTrainer>
     };
     let sessions = (0..DEVICES).zip(max_ranks.iter().cycle()).map(session).collect();
     let seed = Seed::from_number(seed);
-    World::new(coordinator, sessions, ToyTrainer, Behaviour::default(), &seed)
+    World::new(coordinator, sessions, trainer, behaviour, &seed)
 }
 
-/// The end of its run.
+/// The end of a run of devices that train as toys do.
 fn simulate(config: RunConfig, max_ranks: &[usize], seed: u64) -> Ending {
-    let ending = world(config, max_ranks, seed).run(Duration::from_secs(24 * 3600)).unwrap();
+    ending(world(config, (ToyTrainer, Behaviour::default()), max_ranks, seed))
+}
+
+/// The end of a run of devices that train as `trainer` says.
+fn simulate_with<T: Trainer>(config: RunConfig, trainer: T) -> Ending {
+    ending(world(config, (trainer, Behaviour::default()), &[2], 1))
+}
+
+fn ending<T: Trainer>(world: World<T>) -> Ending {
+    let ending = world.run(Duration::from_secs(24 * 3600)).unwrap();
     assert!(ending.coordinator.state().end.as_ref().unwrap().completed);
     ending
 }
@@ -174,17 +188,8 @@ fn who_does_more_steps_does_not_count_for_more() {
         config.compression = Compression::None;
         config.aggregation.normalize_steps = normalize_steps;
         let layout = Arc::new(Layout::new(&model().config, &config.lora).unwrap());
-        let state = RunState::first(&config, Arc::clone(&layout));
-        let before = state.adapter.values()[0];
-        let coordinator = Coordinator::new(config, layout, state).unwrap();
-        let session = |index| {
-            let name = format!("device-{index}").parse().unwrap();
-            Session::new(name, model(), Limits::default())
-        };
-        let sessions = (0..DEVICES).map(session).collect();
-        let seed = Seed::from_number(1);
-        let world = World::new(coordinator, sessions, Unequal, Behaviour::default(), &seed);
-        let ending = world.run(Duration::from_secs(3600)).unwrap();
+        let before = RunState::first(&config, layout).adapter.values()[0];
+        let ending = simulate_with(config, Unequal);
         let state = ending.coordinator.state();
         assert_eq!(state.totals.steps, 21);
         f64::from(state.adapter.values()[0] - before)
@@ -228,18 +233,8 @@ fn control_variates_lead_to_the_least_of_all_losses() {
         config.compression = Compression::None;
         config.aggregation.clip_norm = 1000.0;
         config.training.scaffold = scaffold;
-        let layout = Arc::new(Layout::new(&model().config, &config.lora).unwrap());
-        let state = RunState::first(&config, Arc::clone(&layout));
-        let coordinator = Coordinator::new(config, layout, state).unwrap();
-        let session = |index| {
-            let name = format!("device-{index}").parse().unwrap();
-            Session::new(name, model(), Limits::default())
-        };
-        let sessions = (0..DEVICES).map(session).collect();
         let behaviour = Behaviour { drop_out, ..Behaviour::default() };
-        let seed = Seed::from_number(3);
-        let world = World::new(coordinator, sessions, Bowls, behaviour, &seed);
-        let ending = world.run(Duration::from_secs(24 * 3600)).unwrap();
+        let ending = ending(world(config, (Bowls, behaviour), &[2], 3));
         let values = ending.coordinator.state().adapter.values().to_vec();
         let spread = values.iter().map(|value| (value - values[0]).abs()).fold(0.0, f32::max);
         assert!(spread < 1e-3, "{spread}");
@@ -265,7 +260,7 @@ fn a_personal_factor_never_reaches_the_server() {
         config.training.personal_b = true;
         let first =
             RunState::first(&config, Arc::new(Layout::new(&model().config, &config.lora).unwrap()));
-        let mut world = world(config, &[2], 1);
+        let mut world = world(config, (ToyTrainer, Behaviour::default()), &[2], 1);
         while world.next_round(Duration::from_secs(24 * 3600)).unwrap().is_some() {}
         let after = &world.coordinator().state().adapter;
         for [a, b] in after.layout().pairs() {
@@ -320,17 +315,7 @@ fn factors_that_are_turned_back_can_be_averaged() {
         config.compression = Compression::None;
         config.training.alignment = alignment;
         config.aggregation.measure_residual = true;
-        let layout = Arc::new(Layout::new(&model().config, &config.lora).unwrap());
-        let state = RunState::first(&config, Arc::clone(&layout));
-        let coordinator = Coordinator::new(config, layout, state).unwrap();
-        let session = |index| {
-            let name = format!("device-{index}").parse().unwrap();
-            Session::new(name, model(), Limits::default())
-        };
-        let sessions = (0..DEVICES).map(session).collect();
-        let seed = Seed::from_number(1);
-        let world = World::new(coordinator, sessions, Turned, Behaviour::default(), &seed);
-        world.run(Duration::from_secs(3600)).unwrap().rounds[0].residual.unwrap().relative
+        simulate_with(config, Turned).rounds[0].residual.unwrap().relative
     };
     let [none, half, all] = [0.0, 0.5, 1.0].map(residual);
     assert!(none > 0.05 && half < 0.5 * none && all < 1e-3, "{none}, {half}, {all}");

@@ -5,6 +5,7 @@
 use nalgebra::DMatrix;
 
 use super::geometry::Distances;
+use super::lowest;
 
 /// The squared projection of each point, from the mean of all, on the direction in which they differ most.
 #[must_use]
@@ -26,12 +27,7 @@ pub fn scores(distances: &Distances) -> Vec<f64> {
 #[must_use]
 pub fn weights(distances: &Distances, byzantine: usize) -> Vec<f64> {
     let scores = scores(distances);
-    let mut ranked: Vec<usize> = (0..scores.len()).collect();
-    ranked.sort_by(|x, y| scores[*x].total_cmp(&scores[*y]));
-    ranked.truncate(scores.len().saturating_sub(byzantine).max(1));
-    let mut weights = vec![0.0; scores.len()];
-    ranked.iter().for_each(|point| weights[*point] = 1.0 / ranked.len() as f64);
-    weights
+    lowest(&scores, scores.len().saturating_sub(byzantine))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 
 use floret_core::Layout;
 
-use super::{Combine, mean};
+use super::{Combine, plain_shares, sum};
 use crate::clipped::ClippedDelta;
 use crate::low_rank::{LowRank, column, row};
 
@@ -27,9 +27,9 @@ impl Combine for Fold {
         deltas: &[ClippedDelta],
         weights: &[u32],
     ) -> Vec<f32> {
-        let mean = mean(layout, deltas, weights);
+        let shares = plain_shares(weights);
+        let mean = sum(layout, deltas, &shares);
         let mut combined: Vec<f32> = mean.iter().map(|value| *value as f32).collect();
-        let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
         let mut after = vec![0.0; layout.len()];
         for pair @ [a, b] in layout.pairs().filter(|_| !deltas.is_empty()) {
             let rank = a.rank();
@@ -39,8 +39,7 @@ impl Combine for Fold {
             for component in trained..rank {
                 folded.push(column(b, component, held), row(a, component, held));
             }
-            for (delta, weight) in deltas.iter().zip(weights) {
-                let share = f64::from(*weight) / total;
+            for (delta, share) in deltas.iter().zip(&shares) {
                 let off = |place: usize| f64::from(delta.values()[place]) - mean[place];
                 for component in 0..trained {
                     let weighed = column(b, component, |place| share * off(place));

@@ -2,6 +2,7 @@
 //! by how near they are to their nearest neighbours.
 
 use super::geometry::Distances;
+use super::lowest;
 
 /// For each point, the sum of squared distances to its n - f - 2 nearest others; `byzantine` is f.
 #[must_use]
@@ -21,13 +22,7 @@ pub fn scores(distances: &Distances, byzantine: usize) -> Vec<f64> {
 /// others.
 #[must_use]
 pub fn weights(distances: &Distances, byzantine: usize, keep: usize) -> Vec<f64> {
-    let scores = scores(distances, byzantine);
-    let mut ranked: Vec<usize> = (0..scores.len()).collect();
-    ranked.sort_by(|x, y| scores[*x].total_cmp(&scores[*y]));
-    ranked.truncate(keep.max(1));
-    let mut weights = vec![0.0; scores.len()];
-    ranked.iter().for_each(|point| weights[*point] = 1.0 / ranked.len() as f64);
-    weights
+    lowest(&scores(distances, byzantine), keep)
 }
 
 #[cfg(test)]

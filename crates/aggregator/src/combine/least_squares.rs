@@ -5,8 +5,9 @@
 use floret_core::Layout;
 use nalgebra::DMatrix;
 
-use super::{Combine, mean};
+use super::{Combine, plain_shares, sum};
 use crate::clipped::ClippedDelta;
+use crate::low_rank::product;
 
 /// The rule.
 #[derive(Debug, Clone, Copy)]
@@ -23,8 +24,8 @@ impl Combine for LeastSquares {
         deltas: &[ClippedDelta],
         weights: &[u32],
     ) -> Vec<f32> {
-        let mut combined = mean(layout, deltas, weights);
-        let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+        let shares = plain_shares(weights);
+        let mut combined = sum(layout, deltas, &shares);
         for [a, b] in layout.pairs().filter(|_| !deltas.is_empty()) {
             let ([rank, inputs], outputs) = (a.shape, b.shape[0]);
             let a_of = |change: &dyn Fn(usize) -> f64| {
@@ -34,12 +35,12 @@ impl Combine for LeastSquares {
                 })
             };
             let mean_a = a_of(&|place| combined[place]);
+            let turned = mean_a.transpose();
             // Σ p_k B_k (A_k Āᵀ), of outputs x rank.
             let mut target = DMatrix::<f64>::zeros(outputs, rank);
-            for (delta, weight) in deltas.iter().zip(weights) {
+            for (delta, share) in deltas.iter().zip(&shares) {
                 let change = |place: usize| f64::from(delta.values()[place]);
-                let overlap = inner(&a_of(&change), &mean_a);
-                let share = f64::from(*weight) / total;
+                let overlap = product(&a_of(&change), &turned);
                 for (row, column) in places(outputs, rank) {
                     let of_b = (0..rank).map(|inner| {
                         let place = b.offset + row * rank + inner;
@@ -48,7 +49,7 @@ impl Combine for LeastSquares {
                     target[(row, column)] += share * of_b.sum::<f64>();
                 }
             }
-            let svd = inner(&mean_a, &mean_a).svd(true, true);
+            let svd = product(&mean_a, &turned).svd(true, true);
             let least = svd.singular_values.max() * TOLERANCE;
             let inverse = svd.pseudo_inverse(least);
             let inverse =
@@ -65,13 +66,6 @@ impl Combine for LeastSquares {
 
 fn places(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..rows).flat_map(move |row| (0..columns).map(move |column| (row, column)))
-}
-
-/// x yᵀ, its sums in order.
-fn inner(x: &DMatrix<f64>, y: &DMatrix<f64>) -> DMatrix<f64> {
-    DMatrix::from_fn(x.nrows(), y.nrows(), |row, column| {
-        (0..x.ncols()).map(|at| x[(row, at)] * y[(column, at)]).sum()
-    })
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
     use crate::combine::stacked::Stacked;
     use crate::combine::tests::{clipped, mixed_clients, pair_layout, values};
-    use crate::combine::{Combine, mean};
+    use crate::combine::{Combine, plain_shares, sum};
 
     /// Block `lora_aggregation` of ../shared/vectors: three clients of weights 1/8, 3/8 and 1/2.
     #[test]
@@ -99,7 +99,10 @@ mod tests {
         let clients = values::CLIENTS.map(|(a, b)| clipped(&layout, 1e6, &values::flat(a, b)));
         let weights = [1, 3, 4];
         let mean_of = |deltas: &[ClippedDelta]| -> Vec<f32> {
-            mean(&layout, deltas, &weights).into_iter().map(|value| value as f32).collect()
+            sum(&layout, deltas, &plain_shares(&weights))
+                .into_iter()
+                .map(|value| value as f32)
+                .collect()
         };
         let residual = Residual::of(&layout, &zero, (&clients, &weights), &mean_of(&clients));
         let (ideal, relative) = (3.9804208320226646, 0.5903877474234135);

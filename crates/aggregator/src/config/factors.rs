@@ -20,12 +20,6 @@ pub enum MixedRanks {
     Stacked,
 }
 
-impl MixedRanks {
-    pub(super) fn is_nested(&self) -> bool {
-        *self == Self::Nested
-    }
-}
-
 impl RunConfig {
     pub(super) fn validate_factors(&self) -> Result<(), InvalidRun> {
         self.validate_mixed_ranks()?;
@@ -91,7 +85,7 @@ impl RunConfig {
     fn why_factors_cannot_change(&self) -> Option<&'static str> {
         if !self.mode.is_synchronous() {
             Some("with run.mode = \"buffered\", whose updates began with other factors")
-        } else if self.remembers() {
+        } else if self.aggregation.server_optimizer.remembers() {
             Some(
                 "with a momentum or an adaptive rule of the server optimizer, which remember earlier \
                  factors",
@@ -105,11 +99,6 @@ impl RunConfig {
         } else {
             None
         }
-    }
-
-    fn remembers(&self) -> bool {
-        let optimizer = self.aggregation.server_optimizer;
-        optimizer.momentum > 0.0 || optimizer.adaptive.is_some()
     }
 
     /// What is folded belongs to the mean of factors, and to nothing that is made of it.
@@ -129,7 +118,7 @@ impl RunConfig {
             "0 with training.freeze: then the mean of factors leaves nothing out"
         } else if aggregation.combine.is_some() || aggregation.least_squares {
             "0 with combine or least_squares of [aggregation], which do not give the mean of factors"
-        } else if self.remembers() || aggregation.server_optimizer.learning_rate != 1.0 {
+        } else if !aggregation.server_optimizer.is_plain() {
             "0, or a server optimizer with learning_rate = 1 and without momentum and adaptive rule: others go \
              elsewhere than to the mean"
         } else if !aggregation.download_compression.is_none() {

@@ -7,10 +7,7 @@ use super::{InvalidRun, RunConfig, setting};
 impl RunConfig {
     pub(super) fn validate_scaffold(&self) -> Result<(), InvalidRun> {
         let (training, aggregation) = (&self.training, &self.aggregation);
-        let optimizer = aggregation.server_optimizer;
-        let plain = optimizer.learning_rate == 1.0
-            && optimizer.momentum == 0.0
-            && optimizer.adaptive.is_none();
+        let plain = aggregation.server_optimizer.is_plain();
         let accepted = if !training.scaffold {
             return Ok(());
         } else if !self.mode.is_synchronous() {

@@ -157,11 +157,7 @@ impl Trainer for Team {
     /// What cannot be read is told when the task trains.
     fn steps(&self, task: &TrainingTask) -> u32 {
         let config = &task.plan.training;
-        if config.max_epochs == 0 {
-            return config.max_steps;
-        }
-        let sequences = |data: LocalData| data.train(config.sequence_length as usize).len();
-        self.data(&task.client).map_or(config.max_steps, |data| config.steps(sequences(data)))
+        self.data(&task.client).map_or(config.max_steps, |data| data.steps(config))
     }
 
     fn at_once(&self, task: &TrainingTask) -> usize {
