@@ -31,8 +31,9 @@ const KILLS: usize = 50;
 const LONGEST_LIFE: Duration = Duration::from_millis(250);
 /// A kill comes this long at most after the run is ahead of its kills.
 const SOON: Duration = Duration::from_millis(50);
-/// What training takes where the server is killed.
-const TRAINING: Duration = Duration::from_millis(30);
+/// What training takes where the server is killed: longer than a life in which the run is ahead of its kills, so that
+/// it outlives them all.
+const TRAINING: Duration = Duration::from_millis(200);
 const LONG: Duration = Duration::from_secs(300);
 
 /// Takes its time.
